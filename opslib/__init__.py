@@ -1,0 +1,39 @@
+"""
+Executable runbooks for Celery on Redis.
+
+The seven verbs of a runbook come from here: `connect`, `collect`, `apply`, `record`, `show`, and from the symptom's own
+module `diagnose` and `plan`. Names are loaded when they are first used, so that `import opslib` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opslib.broker import connect
+    from opslib.collectors import collect
+    from opslib.collectors.find import find
+    from opslib.records import record
+    from opslib.render import ages, frame, show
+    from opslib.writer import apply
+
+__version__ = "0.1.0"
+__all__ = ["ages", "apply", "collect", "connect", "find", "frame", "record", "show"]
+
+_HOMES = {
+    "ages": "opslib.render",
+    "apply": "opslib.writer",
+    "collect": "opslib.collectors",
+    "connect": "opslib.broker",
+    "find": "opslib.collectors.find",
+    "frame": "opslib.render",
+    "record": "opslib.records",
+    "show": "opslib.render",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

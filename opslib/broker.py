@@ -1,0 +1,198 @@
+"""A target → open clients of its broker and result backend: the only place where clients are made."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+from opslib import redact, settings, urls
+from opslib.errors import BrokerRefused, BrokerUnreachable, NotABroker, OpsError
+from opslib.keys import Keyspace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from redis import Redis
+
+    from opslib.settings import Target
+
+#: Long enough for a loaded server, short enough that a dead one is told within five seconds.
+CONNECT_TIMEOUT_S = 2.0
+READ_TIMEOUT_S = 5.0
+#: A batch of changes that was sent is waited for; cutting it off would only make its outcome unknown.
+WRITE_TIMEOUT_S = 15.0
+OLDEST = (6, 2)
+CLIENT_NAME = "opslib"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broker:
+    """
+    Open clients of one deployment. Replies are bytes: what is in a broker is not always text.
+
+    Attributes:
+        reads: Small retry, short timeouts.
+
+        database: Number of the database, as the server counts it.
+
+        results: Client of the result backend; None if it is not Redis.
+    """
+
+    target: Target
+    reads: Redis
+    keys: Keyspace
+    results: Redis | None
+    information: Mapping[str, Any] = field(repr=False)
+
+    @cached_property
+    def writes(self) -> Redis:
+        """
+        The client for changes: no retry at all.
+
+        redis-py repeats commands by itself, and a repeated push is a duplicate (safety §0.1).
+        """
+        return _client(self.target.broker_url, self.target, retries=0, timeout_s=WRITE_TIMEOUT_S)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of server, database and prefix: a plan made on one fingerprint applies only there."""
+        info = self.information
+        return f"{info.get('run_id', '')}/{info.get('master_replid', '')}/{self.keys.database}/{self.keys.prefix}"
+
+    @property
+    def role(self) -> str:
+        """"master" or "slave", in the server's words."""
+        return str(self.information.get("role", ""))
+
+    def server_time(self) -> datetime:
+        """Return the server's clock: every age and cut-off counts from it, not from this machine's."""
+        seconds, micros = cast("tuple[int, int]", self.reads.time())
+        return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+
+    def __repr__(self) -> str:
+        info = self.information
+        product = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
+        version = info.get("valkey_version") or info.get("redis_version", "?")
+        warnings = "".join(f"\n! {warning}" for warning in self.target.warnings)
+        return f"{self.target.name}: {self.target.shown_broker} · {product} {version} · {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC{warnings}"
+
+
+def connect(target: str | Target = "") -> Broker:
+    """
+    Open a target's broker and result backend and make sure that they can be what they should.
+
+    Args:
+        target: A name (empty for the default, see `settings.load`) or a Target.
+
+    Raises:
+        SettingsError: If the target cannot be used as configured.
+
+        BrokerUnreachable: If nothing answers within CONNECT_TIMEOUT_S.
+
+        BrokerRefused: If credentials, rights, TLS or the database are refused.
+
+        NotABroker: If the server is a cluster node or too old.
+    """
+    redact.remember_environment()
+    chosen = settings.load(target) if isinstance(target, str) else target
+    reads = _client(chosen.broker_url, chosen, retries=1, timeout_s=READ_TIMEOUT_S)
+    info = _hello(chosen)
+    _check(info, chosen)
+    database = int(reads.connection_pool.connection_kwargs.get("db") or 0)
+    keys = Keyspace(database=database, prefix=chosen.global_keyprefix, result_prefix=chosen.result_keyprefix)
+    return Broker(target=chosen, reads=reads, keys=keys, results=_results(chosen, reads), information=info)
+
+
+def _hello(target: Target) -> Mapping[str, Any]:
+    """Ask the server who it is, once and without retry, so that a dead one is told at once."""
+    try:
+        with _client(target.broker_url, target, retries=0, timeout_s=CONNECT_TIMEOUT_S) as client:
+            client.ping()
+            return cast("Mapping[str, Any]", client.info())
+    except Exception as error:
+        raise refused(error, target.shown_broker) from None
+
+
+def _check(info: Mapping[str, Any], target: Target) -> None:
+    if info.get("redis_mode") == "cluster":
+        raise NotABroker(f"{target.shown_broker} is a node of a Redis Cluster, which cannot be a Celery broker.", hint="Name the server that Celery uses.")
+    version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2] if part.isdigit())
+    if version < OLDEST:
+        raise NotABroker(f"{target.shown_broker} runs Redis {info.get('redis_version')}; Celery 5.7 needs 6.2 or later.")
+    if int(info.get("loading", 0) or 0):
+        raise BrokerUnreachable(f"{target.shown_broker} is loading its data.", hint="Wait until it has loaded, then run this again.")
+
+
+def _results(target: Target, broker: Redis) -> Redis | None:
+    if not target.result_backend:
+        return broker
+    if not urls.is_redis(target.result_backend):
+        return None
+    return _client(target.result_backend, target, retries=1, timeout_s=READ_TIMEOUT_S)
+
+
+def _client(url: str, target: Target, *, retries: int, timeout_s: float) -> Redis:
+    from redis import Redis
+    from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+    from redis.retry import Retry
+
+    options: dict[str, Any] = {
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_timeout": timeout_s,
+        "client_name": f"{CLIENT_NAME}:{os.getpid()}",
+        "retry": Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), retries) if retries else Retry(NoBackoff(), 0),
+    }
+    if url.startswith("sentinel:"):
+        return _through_sentinel(url, target, options)
+    return Redis.from_url(url, **options)
+
+
+def _through_sentinel(url: str, target: Target, options: dict[str, Any]) -> Redis:
+    """Ask the sentinels who is master now; they are asked again at every new connection."""
+    from redis.sentinel import Sentinel
+
+    if not target.master_name:
+        raise settings.SettingsError("A sentinel:// URL needs the master's name.", hint='Set master_name = "mymaster" in the target\'s table.')
+    parts = [urlsplit(part) for part in url.split(";")]
+    nodes = [(part.hostname or "localhost", part.port or 26379) for part in parts]
+    credentials = {"username": parts[0].username, "password": parts[0].password}
+    timeouts = {name: options[name] for name in ("socket_connect_timeout", "socket_timeout")}
+    sentinel = Sentinel(nodes, sentinel_kwargs=timeouts, **{k: v for k, v in credentials.items() if v})
+    return cast("Redis", sentinel.master_for(target.master_name, db=int(parts[0].path.strip("/") or 0), **options))
+
+
+def refused(error: BaseException, shown: str) -> OpsError:
+    """Return what a client's error means to a person; errors of other kinds come back as they are, wrapped."""
+    from redis import exceptions as kinds
+
+    if isinstance(error, OpsError):
+        return error
+    said = redact.plain(str(error)).rstrip(".")
+    cause = error.__cause__ or error.__context__ or error
+    if isinstance(error, kinds.AuthenticationError | kinds.AuthorizationError) or said.startswith(("NOAUTH", "WRONGPASS")):
+        return BrokerRefused(f"{shown} refused the credentials: {said}.", hint="Check user and password in the target's URL.")
+    if isinstance(error, kinds.NoPermissionError):
+        return BrokerRefused(f"{shown} does not permit what is needed: {said}.", hint="Give the user the rights listed in docs/safety.md.")
+    if isinstance(cause, ssl.SSLError) or "SSL" in said or "certificate" in said.lower():
+        return BrokerRefused(f"TLS with {shown} failed: {said}.", hint="Check rediss:// against redis://, and ssl_ca_certs in the URL.")
+    if isinstance(error, kinds.BusyLoadingError):
+        return BrokerUnreachable(f"{shown} is loading its data.", hint="Wait until it has loaded, then run this again.")
+    if isinstance(error, kinds.TimeoutError):
+        hint = "Is this port TLS (rediss://)? Is a firewall in between, or the server stopped?"
+        return BrokerUnreachable(f"{shown} did not answer within {CONNECT_TIMEOUT_S:g} s.", hint=hint)
+    if isinstance(error, kinds.ConnectionError):
+        if "reset" in said or "closed by server" in said:
+            return BrokerUnreachable(f"{shown} closed the connection: {said}.", hint="Does this port speak TLS (rediss://)?")
+        return BrokerUnreachable(f"{shown} cannot be reached: {said}.")
+    if isinstance(error, kinds.ResponseError) and "DB index" in said:
+        return BrokerRefused(f"{shown}: the server has no such database.", hint="Check the number at the end of the URL.")
+    if isinstance(error, kinds.ResponseError) and said.startswith("BUSY"):
+        return BrokerUnreachable(f"{shown} is busy with a script and answers nobody.", hint="`SCRIPT KILL` ends a script that has not written.")
+    if isinstance(error, kinds.RedisError | OSError):
+        return BrokerUnreachable(f"{shown}: {said}.")
+    raise error

@@ -1,0 +1,117 @@
+"""One SCAN over the broker's database → which queues, routes, results and foreign Celery keys there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from opslib.facts import Coverage
+from opslib.keys import Binding
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+
+#: Keys a SCAN step visits: at 250 other clients notice nothing (PERFORMANCE B).
+STEP = 250
+#: A queue's name is bounded like everything that is kept.
+_MOST_LISTS = 5_000
+
+
+@dataclass(kw_only=True)
+class Found:
+    """
+    What a pass over the keyspace met.
+
+    Attributes:
+        lists: Keys of lists that could be queues.
+
+        bindings: Routes by exchange.
+
+        remembered: Nodes that the broker remembers, dead or alive.
+
+        results: Keys of results, as bytes.
+
+        foreign: Prefixes other than ours under which Celery's keys stand.
+
+        wrong_type: Keys of a known queue that hold something else than a list, with that type.
+    """
+
+    lists: list[str] = field(default_factory=list)
+    bindings: dict[str, list[Binding]] = field(default_factory=dict)
+    remembered: set[str] = field(default_factory=set)
+    results: list[bytes] = field(default_factory=list)
+    foreign: set[str] = field(default_factory=set)
+    wrong_type: dict[str, str] = field(default_factory=dict)
+    visited: int = 0
+    complete: bool = True
+
+
+def read(broker: Broker, *, max_keys: int) -> tuple[Found, Coverage]:
+    """
+    Visit every key of the broker's database once, in steps, and sort it by its name.
+
+    Args:
+        max_keys: Keys after which the pass stops; the coverage then says how many were left.
+    """
+    found = Found()
+    cursor, undecided, total = 0, [], cast("int", broker.reads.dbsize())
+    while True:
+        cursor, names = cast("tuple[int, list[bytes]]", broker.reads.scan(cursor, count=STEP))
+        found.visited += len(names)
+        for name in names:
+            _sort(broker, name, found, undecided)
+        if cursor == 0:
+            break
+        if found.visited >= max_keys:
+            found.complete = False
+            break
+    found.lists += _lists_among(broker, undecided[:_MOST_LISTS])
+    left = max(0, total - found.visited) if not found.complete else 0
+    left += max(0, len(undecided) - _MOST_LISTS)
+    note = f"Stopped after {found.visited:,} of about {total:,} keys; max_keys allows no more." if left else ""
+    return found, Coverage(place="keyspace", seen=found.visited, silent=left, note=note)
+
+
+def _sort(broker: Broker, name: bytes, found: Found, undecided: list[bytes]) -> None:
+    keys = broker.keys
+    text = name.decode("utf-8", "surrogateescape")
+    if text.startswith(keys.result_root):
+        found.results.append(name)
+    elif text.startswith(keys.binding_root):
+        _routes(broker, name, text, found)
+    elif "_kombu.binding." in text:
+        found.foreign.add(text.split("_kombu.binding.", 1)[0])
+    elif keys.is_queue_like(text):
+        undecided.append(name)
+
+
+def _routes(broker: Broker, name: bytes, text: str, found: Found) -> None:
+    """Read one exchange's routes; those of the control plane name nodes instead of queues."""
+    from redis.exceptions import ResponseError
+
+    try:
+        members = cast("set[bytes]", broker.reads.smembers(name))
+    except ResponseError:
+        return
+    for member in members:
+        binding = broker.keys.binding(text, member.decode("utf-8", "surrogateescape"))
+        if binding is None:
+            continue
+        if binding.exchange.endswith(".pidbox"):
+            if binding.exchange == "celery.pidbox":
+                found.remembered.add(binding.queue.removesuffix(".celery.pidbox"))
+        elif not binding.exchange.startswith("celeryev"):
+            found.bindings.setdefault(binding.exchange, []).append(binding)
+
+
+def _lists_among(broker: Broker, names: list[bytes]) -> list[str]:
+    """Return those of the undecided keys that are lists."""
+    lists: list[str] = []
+    for start in range(0, len(names), STEP):
+        page = names[start : start + STEP]
+        with broker.reads.pipeline(transaction=False) as pipe:
+            for name in page:
+                pipe.type(name)
+            kinds = cast("list[bytes]", pipe.execute())
+        lists += [name.decode("utf-8", "surrogateescape") for name, kind in zip(page, kinds, strict=True) if kind == b"list"]
+    return lists

@@ -1,0 +1,315 @@
+"""The lists of every queue and priority, streamed in windows of bytes → depths, tasks, and the messages worth keeping."""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from opslib.envelope import Head, Unreadable, digest, head, peek
+from opslib.facts import Coverage, QueueInfo, UnreadableMessage, WaitingMessage
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+
+#: What one reply may weigh. Asking for a whole list of a million stops every other client for seconds (PERFORMANCE 0).
+WINDOW_BYTES = 256 * 1024
+_MOST_PER_WINDOW = 2_000
+#: Rows kept for each question; the counts beside them are of all messages.
+_KEEP = 200
+_KEEP_WATCHED = 5_000
+_TASK_NAMES = 1_000
+_BUCKETS = 256
+_HASH_BITS = 2**64 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listing:
+    """
+    One list of a queue.
+
+    Attributes:
+        length: As LLEN said before it was read.
+    """
+
+    key: str
+    queue: str
+    priority: int
+    length: int
+
+
+@dataclass(kw_only=True)
+class Scan:
+    """
+    What a pass over all waiting messages found; memory is bounded whatever their number.
+
+    Attributes:
+        watch: Ids whose every waiting message is kept: those that other places name too.
+
+        read: Messages read, by queue.
+
+        tasks: Messages by queue and task name.
+
+        repeated: Hashes of ids that were met more than once.
+    """
+
+    watch: frozenset[str] = frozenset()
+    read: Counter[str] = field(default_factory=Counter)
+    tasks: dict[str, Counter[str]] = field(default_factory=dict)
+    unreadable: list[UnreadableMessage] = field(default_factory=list)
+    unreadable_count: int = 0
+    repeated: set[int] = field(default_factory=set)
+    unread: int = 0
+    _retried: list[tuple[int, int, WaitingMessage]] = field(default_factory=list)
+    _latest: list[tuple[float, int, WaitingMessage]] = field(default_factory=list)
+    _watched: list[WaitingMessage] = field(default_factory=list)
+    _hashes: list[array[int]] = field(default_factory=lambda: [array("Q") for _ in range(_BUCKETS)])
+    _order: int = 0
+
+    @property
+    def total(self) -> int:
+        """Messages read, over all queues."""
+        return sum(self.read.values())
+
+    @property
+    def kept(self) -> list[WaitingMessage]:
+        """The messages worth a row: watched ids, the most retried and the latest ETAs, each once."""
+        rows = [*self._watched, *(row for *_, row in self._retried), *(row for *_, row in self._latest)]
+        return list({(row.key, row.delivery_tag): row for row in rows}.values())
+
+    def note(self, listing: Listing, position: int, raw: bytes) -> None:
+        """Take one message into account."""
+        self.read[listing.queue] += 1
+        tasks = self.tasks.setdefault(listing.queue, Counter())
+        envelope = peek(raw)
+        if envelope is None:
+            self._note_odd(listing, position, raw, tasks)
+            return
+        headers = envelope.headers
+        task_id, task = cast("str", headers.id), cast("str", headers.task)
+        tasks[task if task in tasks or len(tasks) < _TASK_NAMES else "(others)"] += 1
+        hashed = hash(task_id) & _HASH_BITS
+        self._hashes[hashed % _BUCKETS].append(hashed)
+        if headers.retries or headers.eta or task_id in self.watch:
+            found = head(raw)
+            if isinstance(found, Head):
+                self._keep(_row(found, listing, position, raw))
+
+    def conclude(self) -> None:
+        """Find the repeated ids and let go of the rest."""
+        for bucket in self._hashes:
+            if len(set(bucket)) != len(bucket):
+                self.repeated |= {hashed for hashed, times in Counter(bucket).items() if times > 1}
+        self._hashes = []
+
+    def _note_odd(self, listing: Listing, position: int, raw: bytes, tasks: Counter[str]) -> None:
+        found = head(raw)
+        if isinstance(found, Head):
+            tasks[found.task or "(unknown)"] += 1
+            self._keep(_row(found, listing, position, raw))
+            return
+        tasks["(unreadable)"] += 1
+        self.unreadable_count += 1
+        if len(self.unreadable) < _KEEP:
+            self.unreadable.append(_unreadable(found, listing, position, raw))
+
+    def _keep(self, row: WaitingMessage) -> None:
+        """Keep a row while it is among the extremes; the order of arrival settles ties."""
+        self._order += 1
+        if row.task_id in self.watch and len(self._watched) < _KEEP_WATCHED:
+            self._watched.append(row)
+        if row.retries:
+            _push(self._retried, (row.retries, self._order, row))
+        if row.eta_at is not None:
+            _push(self._latest, (row.eta_at, self._order, row))
+
+
+def _push(heap: list[Any], entry: tuple[float, int, WaitingMessage]) -> None:
+    if len(heap) < _KEEP:
+        heapq.heappush(heap, entry)
+    else:
+        heapq.heappushpop(heap, entry)
+
+
+def lists(broker: Broker, names: Iterable[str]) -> tuple[list[Listing], dict[str, str]]:
+    """Return the lists of these queues that hold something, and the keys that are no lists with their type."""
+    wanted = [(name, key, step) for name in sorted(set(names)) for key, step in broker.keys.queue_lists(name).items()]
+    found: list[Listing] = []
+    strange: dict[str, str] = {}
+    for start in range(0, len(wanted), _MOST_PER_WINDOW):
+        page = wanted[start : start + _MOST_PER_WINDOW]
+        with broker.reads.pipeline(transaction=False) as pipe:
+            for _, key, _ in page:
+                pipe.type(_name(key))
+                pipe.llen(_name(key))
+            replies = pipe.execute(raise_on_error=False)
+        for (name, key, step), kind, length in zip(page, replies[::2], replies[1::2], strict=True):
+            if kind == b"list" and isinstance(length, int):
+                found.append(Listing(key=key, queue=name, priority=step, length=length))
+            elif kind != b"none":
+                strange[key] = bytes(kind).decode()
+    return found, strange
+
+
+def looks_like_one(broker: Broker, key: str) -> bool:
+    """Whether the next message of a list that nobody declared as a queue is one of Celery's."""
+    raw = cast("bytes | None", broker.reads.lindex(_name(key), -1))
+    return raw is not None and isinstance(head(raw), Head)
+
+
+def scan(broker: Broker, listings: Sequence[Listing], *, watch: Iterable[str], max_messages: int) -> Scan:
+    """
+    Read the headers of every waiting message once.
+
+    Args:
+        watch: Ids whose messages are all kept.
+
+        max_messages: Messages after which reading stops, oldest first in each list.
+    """
+    result = Scan(watch=frozenset(watch))
+    budget = max_messages
+    for listing in listings:
+        for position, raw in stream(broker, listing, limit=budget):
+            result.note(listing, position, raw)
+        result.unread += max(0, listing.length - budget)
+        budget = max(0, budget - listing.length)
+    result.conclude()
+    return result
+
+
+def matches(
+    broker: Broker, listings: Sequence[Listing], *, ids: frozenset[str] = frozenset(), hashes: AbstractSet[int] = frozenset()
+) -> Iterator[tuple[WaitingMessage, bytes]]:
+    """Yield every waiting message with one of these ids, or (where only that is known) one of these hashes, and its bytes."""
+    for listing in listings:
+        for position, raw in stream(broker, listing):
+            envelope = peek(raw)
+            found = None if envelope else head(raw)
+            task_id = envelope.headers.id if envelope else found.task_id if isinstance(found, Head) else ""
+            if task_id in ids or (hashes and hash(task_id) & _HASH_BITS in hashes):
+                found = found or head(raw)
+                if isinstance(found, Head):
+                    yield _row(found, listing, position, raw), raw
+
+
+def stream(broker: Broker, listing: Listing, *, limit: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """
+    Yield a list's messages with the number of those served before each, newest first.
+
+    Read from the producers' end: pushes meanwhile only show some messages again (they are recognised and dropped),
+    and pops take what is being run. From the consumers' end, pops would make it skip messages.
+
+    Args:
+        limit: At most so many, the next to be served; all by default.
+    """
+    wanted = listing.length if limit is None else min(limit, listing.length)
+    name = _name(listing.key)
+    index, size = listing.length - wanted, _first_window(broker, name, listing.length)
+    end, previous = listing.length, []
+    while index < end:
+        window = cast("list[bytes]", broker.reads.lrange(name, index, min(end, index + size) - 1))
+        if not window:
+            return
+        again = _overlap(previous, window)
+        end += again  # what was pushed meanwhile moved the rest
+        for offset, raw in enumerate(window[again:], again):
+            yield max(0, end - 1 - index - offset), raw
+        index += len(window)
+        previous = window
+        size = _next_window(size, window)
+
+
+def _first_window(broker: Broker, name: bytes, length: int) -> int:
+    """Guess from the key's size how many messages make a window; one where the server will not say."""
+    from redis.exceptions import ResponseError
+
+    try:
+        used = cast("int | None", broker.reads.memory_usage(name, samples=5))
+    except ResponseError:
+        return 1
+    return max(1, min(_MOST_PER_WINDOW, WINDOW_BYTES * max(1, length) // max(1, used or 1)))
+
+
+def _next_window(size: int, window: Sequence[bytes]) -> int:
+    """Aim at WINDOW_BYTES from what the last window weighed; grow by half at most, for a heavy message may follow."""
+    weight = sum(map(len, window)) / len(window)
+    return max(1, min(_MOST_PER_WINDOW, int(WINDOW_BYTES / max(weight, 1.0)), size + size // 2 + 1))
+
+
+def _overlap(previous: Sequence[bytes], window: Sequence[bytes]) -> int:
+    """Return how many messages at the start of a window stood at the end of the one before."""
+    if not previous or window[0] not in previous:
+        return 0
+    shift = len(previous) - previous.index(window[0])
+    return shift if list(previous[-shift:]) == list(window[:shift]) else 0
+
+
+def infos(names: Iterable[str], listings: Sequence[Listing], result: Scan, consumers: Mapping[str, Sequence[str]]) -> list[QueueInfo]:
+    """Return one row for every queue, deepest first."""
+    rows = []
+    for name in set(names):
+        steps = {listing.priority: listing.length for listing in listings if listing.queue == name}
+        rows.append(
+            QueueInfo(
+                name=name,
+                depth=sum(steps.values()),
+                by_priority=dict(sorted(steps.items())),
+                consumers=tuple(sorted(consumers.get(name, ()))),
+                read=result.read[name],
+                by_task=dict(result.tasks.get(name, Counter()).most_common(10)),
+            )
+        )
+    return sorted(rows, key=lambda row: (-row.depth, row.name))
+
+
+def depths(listings: Iterable[Listing]) -> Counter[str]:
+    """Return the messages waiting by queue."""
+    total: Counter[str] = Counter()
+    for listing in listings:
+        total[listing.queue] += listing.length
+    return total
+
+
+def coverage(read: int, unread: int, strange: Mapping[str, str], not_queues: Sequence[str]) -> Coverage:
+    """Say how many of the waiting messages were read, and which keys were left alone."""
+    notes = []
+    if unread:
+        notes.append(f"{unread:,} messages were not read; max_messages allows no more.")
+    if strange:
+        notes.append("; ".join(f"{key} is a {kind}, not a list" for key, kind in sorted(strange.items())[:5]) + ".")
+    if not_queues:
+        notes.append(f"Left alone as no queue of Celery's: {', '.join(not_queues[:5])}{' …' * (len(not_queues) > 5)}.")
+    return Coverage(place="waiting", seen=read, silent=unread + len(strange), note=" ".join(notes))
+
+
+def _row(found: Head, listing: Listing, position: int, raw: bytes) -> WaitingMessage:
+    return WaitingMessage(
+        **head_fields(found), queue=listing.queue, key=listing.key, sha256=digest(raw), size_bytes=len(raw), position=position
+    )
+
+
+def head_fields(found: Head) -> dict[str, object]:
+    """Return the fields that a message's row takes over from its head."""
+    return {name: getattr(found, name) for name in Head.__struct_fields__}
+
+
+def _unreadable(found: Unreadable, listing: Listing, position: int, raw: bytes) -> UnreadableMessage:
+    return UnreadableMessage(
+        place="waiting",
+        queue=listing.queue,
+        key=listing.key,
+        position=position,
+        delivery_tag="",
+        sha256=digest(raw),
+        size_bytes=len(raw),
+        reason=found.reason,
+    )
+
+
+def _name(key: str) -> bytes:
+    """Return a key as the server spells it; names that are not UTF-8 survive the round trip."""
+    return key.encode("utf-8", "surrogateescape")

@@ -1,0 +1,173 @@
+"""The result backend → every result that is not final, read by its head; and any result asked for by id."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from opslib.envelope import digest
+from opslib.facts import Coverage, StoredResult
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from opslib.broker import Broker
+
+_PAGE = 250
+#: The status is the first field of what Celery writes (facts §3.1).
+_HEAD_BYTES = 96
+_LARGEST_BYTES = 64 * 1024
+_MOST_OPEN = 5_000
+_STATUS = re.compile(rb'^\s*\{\s*"status":\s*"([^"\\]{1,60})"')
+FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED", "REJECTED"})
+UNREADABLE = "(unreadable)"
+_NOT_REDIS = "The result backend is not Redis, so results were not looked at."
+
+
+class _Result(msgspec.Struct):
+    """The fields of a result that any question needs; value and arguments are skipped."""
+
+    status: str
+    result: Any = None
+    name: str | None = None
+    worker: str | None = None
+    queue: str | None = None
+    retries: int | None = 0
+    task_id: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Result).decode
+
+
+def read(broker: Broker, known: Sequence[bytes], *, max_keys: int) -> tuple[list[StoredResult], Counter[str], Coverage]:
+    """
+    Return the results that are not final, how many there are by state, and the coverage.
+
+    Args:
+        known: Keys of results that a pass over the broker's database met; used where both share it.
+
+        max_keys: Keys after which a pass over another database stops.
+    """
+    if broker.results is None:
+        return [], Counter(), Coverage(place="results", seen=0, silent=1, note=_NOT_REDIS)
+    from redis.exceptions import RedisError
+
+    client, states, rows = broker.results, Counter[str](), list[StoredResult]()
+    silent = 0
+    try:
+        keys: Iterable[bytes] = known
+        if client is not broker.reads:
+            total = cast("int", client.dbsize())
+            silent = max(0, total - max_keys)
+            keys = _scan(client, broker.keys.result_root, max_keys)
+        for page in _pages(keys):
+            for key, state in _heads(client, page):
+                states[state] += 1
+                if state not in FINAL and len(rows) < _MOST_OPEN:
+                    rows += _full(client, [key], broker.keys.result_root)
+    except RedisError as error:
+        return rows, states, Coverage(place="results", seen=sum(states.values()), silent=1, note=f"It cannot be read: {error}.")
+    open_count = sum(n for state, n in states.items() if state not in FINAL)
+    silent += max(0, open_count - _MOST_OPEN)
+    note = f"{silent:,} keys were not looked at; max_keys allows no more." if silent else ""
+    return rows, states, Coverage(place="results", seen=sum(states.values()), silent=silent, note=note)
+
+
+def by_id(broker: Broker, ids: Iterable[str]) -> list[StoredResult]:
+    """Return the stored results of these tasks; an id without one is absent (which proves nothing)."""
+    if broker.results is None:
+        return []
+    rows: list[StoredResult] = []
+    for page in _pages(broker.keys.result(task_id).encode("utf-8", "surrogateescape") for task_id in ids):
+        rows += _full(broker.results, page, broker.keys.result_root)
+    return rows
+
+
+def coverage_by_id(broker: Broker, asked: int) -> Coverage:
+    """Say whether a look-up by id could see anything."""
+    if broker.results is None:
+        return Coverage(place="results", seen=0, silent=asked, note=_NOT_REDIS)
+    return Coverage(place="results", seen=asked)
+
+
+def _scan(client: Redis, root: str, max_keys: int) -> Iterator[bytes]:
+    """Yield the keys of results in a database of their own, in steps."""
+    cursor, visited, start = 0, 0, root.encode()
+    while True:
+        cursor, names = cast("tuple[int, list[bytes]]", client.scan(cursor, count=_PAGE))
+        yield from (name for name in names if name.startswith(start))
+        visited += len(names)
+        if cursor == 0 or visited >= max_keys:
+            return
+
+
+def _pages(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+    page: list[bytes] = []
+    for key in keys:
+        page.append(key)
+        if len(page) == _PAGE:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _heads(client: Redis, keys: Sequence[bytes]) -> Iterator[tuple[bytes, str]]:
+    """Yield each key's state from the first bytes of its value; keys that vanished are left out."""
+    with client.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.getrange(key, 0, _HEAD_BYTES)
+        heads = pipe.execute(raise_on_error=False)
+    for key, raw in zip(keys, heads, strict=True):
+        if raw == b"":
+            continue
+        found = _STATUS.match(raw) if isinstance(raw, bytes) else None
+        yield key, found.group(1).decode() if found else UNREADABLE
+
+
+def _full(client: Redis, keys: Sequence[bytes], root: str) -> list[StoredResult]:
+    """Read whole results: their sizes first, for one of megabytes is not fetched."""
+    with client.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.strlen(key)
+            pipe.getrange(key, 0, _LARGEST_BYTES - 1)
+            pipe.pttl(key)
+        replies = pipe.execute(raise_on_error=False)
+    seconds, micros = cast("tuple[int, int]", client.time())
+    rows = []
+    for key, size, raw, life in zip(keys, replies[::3], replies[1::3], replies[2::3], strict=True):
+        if isinstance(raw, bytes) and raw:
+            expires_at = seconds + micros / 1e6 + life / 1000 if isinstance(life, int) and life >= 0 else None
+            rows.append(_row(key, raw, int(size), expires_at, root))
+    return rows
+
+
+def _row(key: bytes, raw: bytes, size: int, expires_at: float | None, root: str) -> StoredResult:
+    name = key.decode("utf-8", "surrogateescape")
+    task_id = name.removeprefix(root)
+    try:
+        found = _decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        head = _STATUS.match(raw[:_HEAD_BYTES])
+        state = head.group(1).decode() if head else UNREADABLE
+        return StoredResult(task_id=task_id, key=name, state=state, expires_at=expires_at, sha256=digest(raw), size_bytes=size)
+    value = found.result if isinstance(found.result, dict) else {}
+    pid = value.get("pid")
+    return StoredResult(
+        task_id=task_id,
+        key=name,
+        state=found.status,
+        task=found.name or "",
+        node=str(value.get("hostname") or found.worker or ""),
+        pid=pid if isinstance(pid, int) else None,
+        queue=found.queue or "",
+        retries=found.retries or 0,
+        exception=str(value.get("exc_type") or ""),
+        expires_at=expires_at,
+        sha256=digest(raw),
+        size_bytes=size,
+    )

@@ -1,0 +1,168 @@
+"""The control plane → which nodes live, what each holds, and how many heard the question without answering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from opslib import pidbox
+from opslib.envelope import instant
+from opslib.facts import Coverage, HeldTask, NodeInfo
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+
+_QUESTIONS = (
+    pidbox.Call(method="stats"),
+    pidbox.Call(method="active", arguments={"safe": True}),
+    pidbox.Call(method="reserved"),
+    pidbox.Call(method="scheduled"),
+    pidbox.Call(method="active_queues"),
+    pidbox.Call(method="registered"),
+)
+_RATE_LIMIT = "[rate_limit="
+
+T = TypeVar("T")
+
+
+class _Delivery(msgspec.Struct):
+    exchange: str | None = ""
+    routing_key: str | None = ""
+    redelivered: bool | None = False
+
+
+class _Request(msgspec.Struct):
+    """The fields of a request that any question needs; arguments are skipped."""
+
+    id: str
+    type: str | None = ""
+    time_start: float | None = None
+    acknowledged: bool | None = False
+    delivery_info: _Delivery = msgspec.field(default_factory=_Delivery)
+    worker_pid: int | None = None
+
+
+class _Scheduled(msgspec.Struct):
+    request: _Request
+    eta: str | None = None
+
+
+class _Pool(msgspec.Struct):
+    implementation: str = ""
+    max_concurrency: int | None = msgspec.field(name="max-concurrency", default=0)
+    processes: list[int] = []
+
+
+class _BrokerOptions(msgspec.Struct):
+    transport_options: dict[str, object] = {}
+
+
+class _Usage(msgspec.Struct):
+    maxrss: int = 0
+
+
+class _Stats(msgspec.Struct):
+    total: dict[str, int] = {}
+    uptime: int = 0
+    pool: _Pool = msgspec.field(default_factory=_Pool)
+    broker: _BrokerOptions = msgspec.field(default_factory=_BrokerOptions)
+    prefetch_count: int | None = 0
+    rusage: _Usage = msgspec.field(default_factory=_Usage)
+
+
+class _Queue(msgspec.Struct):
+    name: str
+
+
+def read(
+    broker: Broker, *, timeout_s: float, remembered: Iterable[str] = ()
+) -> tuple[list[NodeInfo], list[HeldTask], int, Coverage]:
+    """
+    Ask every node for all it holds.
+
+    Args:
+        timeout_s: How long to wait for a node that heard the question and stays silent.
+
+        remembered: Names that the broker remembers; those that did not answer become rows too.
+
+    Returns:
+        Nodes, the tasks they hold, the number of subscribers that heard the question, and the coverage.
+    """
+    from redis.exceptions import NoPermissionError
+
+    try:
+        answers = pidbox.ask(broker, _QUESTIONS, timeout_s=timeout_s)
+    except NoPermissionError:
+        note = "This user may not publish control messages, so no node was asked."
+        return [], [], 0, Coverage(place="workers", seen=0, silent=1, note=note)
+    complete = set.intersection(*(set(by_node) for by_node in answers.replies.values())) if answers.replies else set()
+    nodes = [_node(name, answers.replies) for name in sorted(complete)]
+    expected = set(broker.target.nodes)
+    absent = sorted((set(remembered) | expected | answers.nodes) - complete)
+    nodes += [NodeInfo(name=name, answered=False) for name in absent]
+    held = [task for name in sorted(complete) for task in _held(name, answers.replies)]
+    silent = max(answers.receivers - len(complete), len(expected - complete))
+    return nodes, held, answers.receivers, Coverage(place="workers", seen=len(complete), silent=silent, note=_note(silent, absent, timeout_s))
+
+
+def _note(silent: int, absent: list[str], timeout_s: float) -> str:
+    if not silent:
+        return ""
+    who = f"; not heard from: {', '.join(absent[:5])}" if absent else ""
+    return f"{silent} node{'s' * (silent != 1)} heard the question and did not answer within {timeout_s:g} s{who}."
+
+
+def _node(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> NodeInfo:
+    """Put one node's row together; an answer of a strange shape leaves its fields at their zero."""
+    stats = _convert(replies["stats"][name], _Stats) or _Stats()
+    queues = _convert(replies["active_queues"][name], list[_Queue]) or []
+    registered = _convert(replies["registered"][name], list[str]) or []
+    visibility = stats.broker.transport_options.get("visibility_timeout", 3600)
+    return NodeInfo(
+        name=name,
+        answered=True,
+        pool=stats.pool.implementation.rpartition(":")[0].rpartition(".")[2],
+        concurrency=stats.pool.max_concurrency or len(stats.pool.processes),
+        processes=tuple(stats.pool.processes),
+        prefetch=stats.prefetch_count or 0,
+        queues=tuple(sorted(queue.name for queue in queues)),
+        accepted=sum(stats.total.values()),
+        rate_limited=tuple(sorted(line.split(" ", 1)[0] for line in registered if _RATE_LIMIT in line)),
+        memory_bytes=stats.rusage.maxrss * 1024,
+        uptime_s=stats.uptime,
+        visibility_timeout_s=float(visibility) if isinstance(visibility, int | float) else None,
+    )
+
+
+def _held(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> list[HeldTask]:
+    """Return what one node holds; a timer entry that stands twice after a lost connection counts once (facts §2.2)."""
+    tasks = [_task(name, place, request) for place in ("active", "reserved") for request in _convert(replies[place][name], list[_Request]) or []]
+    scheduled = {
+        entry.request.id: _task(name, "scheduled", entry.request, eta_at=instant(entry.eta))
+        for entry in _convert(replies["scheduled"][name], list[_Scheduled]) or []
+    }
+    return tasks + list(scheduled.values())
+
+
+def _task(node: str, place: str, request: _Request, *, eta_at: float | None = None) -> HeldTask:
+    return HeldTask(
+        place=place,
+        node=node,
+        task_id=request.id,
+        task=request.type or "",
+        queue=request.delivery_info.routing_key or "",
+        started_at=request.time_start,
+        eta_at=eta_at,
+        acknowledged=bool(request.acknowledged),
+        redelivered=bool(request.delivery_info.redelivered),
+        pid=request.worker_pid,
+    )
+
+
+def _convert(raw: bytes, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.DecodeError:
+        return None

@@ -1,0 +1,52 @@
+"""Text such as "3h", "1h30m", "90 s" or "PT2H" → seconds; a bare number is refused."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import msgspec
+from pytimeparse import parse
+
+from opslib.errors import SettingsError
+
+
+def seconds(value: str, name: str = "duration") -> float:
+    """
+    Return a duration in seconds.
+
+    Args:
+        name: What the value is called, for the error.
+
+    Raises:
+        SettingsError: If it has no unit, does not parse, or is not above zero.
+    """
+    text = value.strip()
+    if text.replace(".", "", 1).isdigit():
+        raise SettingsError(f"{name}: {text!r} has no unit.", hint=f"Write {text}s, {text}m, {text}h or {text}d.")
+    found = _iso(text) if text[:1] in {"P", "p"} else parse(text)
+    if not found or found <= 0:
+        raise SettingsError(f"{name}: {value!r} is not a duration above zero.", hint="Write 90s, 15m, 3h, 1h30m or 2d.")
+    return float(found)
+
+
+def _iso(text: str) -> float | None:
+    try:
+        return msgspec.convert(text, timedelta).total_seconds()
+    except msgspec.ValidationError:
+        return None
+
+
+def spell(value_s: float | None) -> str:
+    """Return seconds as a person says them, two units at most: "3 h 12 min"; "unknown" for None."""
+    if value_s is None:
+        return "unknown"
+    rest, words = max(0.0, value_s), []
+    if rest < 10:
+        return f"{rest:.1f} s"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        amount, rest = divmod(rest, size)
+        if amount:
+            words.append(f"{int(amount)} {unit}")
+        if len(words) == 2 or (words and not amount):
+            break
+    return " ".join(words[:2])

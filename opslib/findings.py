@@ -1,0 +1,94 @@
+"""One judgement each: a code, its severity, its evidence; and the verdict over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """How bad a finding is; `unknown` is one that could not be judged."""
+
+    CRITICAL = "critical"
+    UNKNOWN = "unknown"
+    ATTENTION = "attention"
+
+
+class Verdict(StrEnum):
+    """The one word over a run."""
+
+    HEALTHY = "healthy"
+    ATTENTION = "attention"
+    CRITICAL = "critical"
+    UNKNOWN = "unknown"
+    FAILED = "failed"
+
+
+#: Worst first. Unknown ranks above attention: what was not seen may be the worse half.
+ORDER = (Severity.CRITICAL, Severity.UNKNOWN, Severity.ATTENTION)
+
+#: Every code, with the sentence that docs/findings.md opens its paragraph with.
+CODES = {
+    "stuck-active": "A task has been running longer than it may.",
+    "orphaned-unacked": "A message was delivered, and no live node holds it.",
+    "retry-loop": "A task retries again and again.",
+    "scheduled-beyond-visibility": "A task waits for longer than the visibility timeout, so it is delivered more than once.",
+    "duplicate-task-id": "One task id stands in two places at once.",
+    "zombie-result": "A result says that a task is under way, and nothing will ever finish it.",
+    "unreadable-message": "A message cannot be decoded; a worker that takes it may die of it.",
+    "queue-without-consumer": "Messages wait in a queue that no answering node consumes.",
+    "worker-silent": "A node heard the question and did not answer.",
+    "no-workers": "No node is connected to the broker.",
+    "worker-not-consuming": "A node answers, but takes no messages.",
+    "unacked-index-mismatch": "An unacked message is missing from the index, so Celery will never restore it.",
+    "cannot-see": "A part of the system could not be looked into.",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """
+    One thing that is wrong, or could not be told.
+
+    Attributes:
+        code: A key of CODES.
+
+        subject: Task id, queue, node or key that it is about.
+
+        message: What is the case, with figures.
+
+        evidence: The facts it was judged on, by name.
+
+        hint: What to do about it.
+
+        runbook: The runbook that answers it.
+    """
+
+    code: str
+    severity: Severity
+    subject: str
+    message: str
+    task: str = ""
+    evidence: Mapping[str, object] = field(default_factory=dict)
+    hint: str = ""
+    runbook: str = "stuck-tasks"
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"finding code {self.code!r} is not in findings.CODES")
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings in reading order: by severity, then code, then subject."""
+    return sorted(findings, key=lambda f: (ORDER.index(f.severity), list(CODES).index(f.code), f.subject))
+
+
+def verdict(findings: Iterable[Finding]) -> Verdict:
+    """
+    Return one word for all findings: the worst severity, or healthy if there is none.
+
+    An unknown outranks attention, so a partial view is never called anything better than unknown.
+    """
+    seen = {finding.severity for finding in findings}
+    return next((Verdict(severity) for severity in ORDER if severity in seen), Verdict.HEALTHY)

@@ -1,0 +1,209 @@
+"""A deployment's options → the name of every Redis key that Celery, kombu and this tool use, with its type."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+#: Between the parts of a binding and before a priority step (kombu's `sep`).
+SEPARATOR = "\x06\x16"
+#: kombu's steps; a priority is rounded down to one of them. 0 is served first on Redis.
+PRIORITY_STEPS = (0, 3, 6, 9)
+#: Everything that this tool writes begins so.
+OWN = "opslib:"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Binding:
+    """
+    One route of an exchange.
+
+    Attributes:
+        pattern: As a topic exchange matches it; empty for a direct one.
+    """
+
+    exchange: str
+    routing_key: str
+    pattern: str
+    queue: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keyspace:
+    """
+    Names of keys under one deployment's transport options.
+
+    Attributes:
+        prefix: kombu's `global_keyprefix`; stands before every key but the pub/sub's name inside a binding.
+
+        result_prefix: The result backend's own `global_keyprefix`.
+    """
+
+    database: int = 0
+    prefix: str = ""
+    result_prefix: str = ""
+    separator: str = SEPARATOR
+    priority_steps: tuple[int, ...] = PRIORITY_STEPS
+    unacked_name: str = "unacked"
+    unacked_index_name: str = "unacked_index"
+    unacked_mutex_name: str = "unacked_mutex"
+
+    @property
+    def unacked(self) -> str:
+        """Hash: delivery tag → JSON [envelope, exchange, routing key]."""
+        return self.prefix + self.unacked_name
+
+    @property
+    def unacked_index(self) -> str:
+        """Sorted set: delivery tag, scored with the epoch seconds of its delivery."""
+        return self.prefix + self.unacked_index_name
+
+    def queue(self, name: str, priority: int = 0) -> str:
+        """List: envelopes of one queue and priority; producers push left, workers pop right."""
+        step = self.step(priority)
+        return f"{self.prefix}{name}" + (f"{self.separator}{step}" if step else "")
+
+    def queue_lists(self, name: str) -> dict[str, int]:
+        """Return every list of a queue with its priority step, in the order in which they are served."""
+        return {self.queue(name, step): step for step in self.priority_steps}
+
+    def step(self, priority: int) -> int:
+        """Return the step that a priority is rounded down to; values clamp to 0..9 as kombu does it."""
+        clamped = max(0, min(9, priority))
+        return self.priority_steps[max(0, bisect_right(self.priority_steps, clamped) - 1)]
+
+    def queue_of(self, key: str) -> tuple[str, int] | None:
+        """Return queue and priority step of a list's key; None if the key is not under the prefix."""
+        if not key.startswith(self.prefix):
+            return None
+        name, separator, step = key[len(self.prefix) :].rpartition(self.separator)
+        if separator and step.isdigit() and int(step) in self.priority_steps:
+            return name, int(step)
+        return key[len(self.prefix) :], 0
+
+    def bindings(self, exchange: str) -> str:
+        """Set: the routes of an exchange."""
+        return f"{self.binding_root}{exchange}"
+
+    @property
+    def binding_root(self) -> str:
+        """What the key of every exchange's routes begins with."""
+        return f"{self.prefix}_kombu.binding."
+
+    def binding(self, key: str, member: str) -> Binding | None:
+        """Return a route from its key and set member; None if the member has another shape."""
+        parts = member.split(self.separator)
+        if len(parts) != 3 or not key.startswith(self.binding_root):
+            return None
+        return Binding(exchange=key[len(self.binding_root) :], routing_key=parts[0], pattern=parts[1], queue=parts[2])
+
+    @property
+    def control_channel(self) -> str:
+        """Pub/sub channel of the control plane; holds the database number, as pub/sub knows no databases."""
+        return f"{self.prefix}/{self.database}.celery.pidbox"
+
+    def reply_list(self, oid: str) -> str:
+        """List: the answers to one control client."""
+        return f"{self.prefix}{self.reply_queue(oid)}"
+
+    @staticmethod
+    def reply_queue(oid: str) -> str:
+        """Name of that list as a binding spells it, without the prefix."""
+        return f"{oid}.reply.celery.pidbox"
+
+    @property
+    def reply_bindings(self) -> str:
+        """Set: where the answers to control clients go."""
+        return self.bindings("reply.celery.pidbox")
+
+    def reply_member(self, oid: str) -> str:
+        """Return the member of `reply_bindings` that routes answers to one client."""
+        return self.separator.join((oid, "", self.reply_queue(oid)))
+
+    @property
+    def node_bindings(self) -> str:
+        """Set: nodes that ever listened to control messages; dead ones stay in it."""
+        return self.bindings("celery.pidbox")
+
+    def result(self, task_id: str) -> str:
+        """String: JSON of one task's result."""
+        return f"{self.result_root}{task_id}"
+
+    @property
+    def result_root(self) -> str:
+        """What the key of every result begins with."""
+        return f"{self.result_prefix}celery-task-meta-"
+
+    def is_queue_like(self, key: str) -> bool:
+        """Whether a key of unknown type could be a queue: none of kombu's, the results' or our own."""
+        bare = key[len(self.prefix) :]
+        reserved = (self.unacked_name, self.unacked_index_name, self.unacked_mutex_name)
+        return (
+            key.startswith(self.prefix)
+            and bare not in reserved
+            and not bare.startswith(("_kombu.", "celery-task-meta-", "celery-taskset-meta-", OWN, "redbeat"))
+            and not bare.endswith((".reply.celery.pidbox", ".dead", ".celery.pidbox"))
+        )
+
+    # What this tool writes, all in the broker's database and under the deployment's prefix.
+
+    @property
+    def lock(self) -> str:
+        """String with a life: JSON of the one run that may change this broker."""
+        return f"{self.prefix}{OWN}lock"
+
+    @property
+    def epoch(self) -> str:
+        """String: how often the lock was ever taken; the fencing number."""
+        return f"{self.prefix}{OWN}epoch"
+
+    @property
+    def audit(self) -> str:
+        """Stream: one entry per batch of changes, written by the script that makes them."""
+        return f"{self.prefix}{OWN}audit"
+
+    def journal(self, run_id: str) -> str:
+        """Hash: batch number → what the batch did."""
+        return f"{self.prefix}{OWN}run:{run_id}:j"
+
+    def quarantine(self, run_id: str, queue: str) -> str:
+        """List: messages that a run took out of circulation, as they were. Never expires."""
+        return f"{self.prefix}{OWN}run:{run_id}:q:{queue}"
+
+    def quarantine_notes(self, run_id: str) -> str:
+        """Hash: delivery tag or digest → JSON of where a quarantined message came from, and why."""
+        return f"{self.prefix}{OWN}run:{run_id}:m"
+
+
+def destinations(bindings: dict[str, list[Binding]], exchange: str, routing_key: str) -> tuple[str, ...]:
+    """
+    Return the queues that a message with this exchange and routing key belongs to.
+
+    The default exchange routes by name. A topic's wildcards are matched word by word, as the exchange's type is
+    nowhere in Redis; an exchange without routes gives nothing (kombu would drop the message: facts §1.1).
+    """
+    if not exchange:
+        return (routing_key,) if routing_key else ()
+    routes = bindings.get(exchange, [])
+    direct = {route.queue for route in routes if route.routing_key == routing_key and route.queue}
+    if direct:
+        return tuple(sorted(direct))
+    return tuple(sorted({route.queue for route in routes if route.queue and _topic(route.routing_key, routing_key)}))
+
+
+def _topic(pattern: str, routing_key: str) -> bool:
+    """Match `*` (one word) and `#` (any words)."""
+    if "*" not in pattern and "#" not in pattern:
+        return False
+    return _words(pattern.split("."), routing_key.split("."))
+
+
+def _words(pattern: list[str], words: list[str]) -> bool:
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return any(_words(pattern[1:], words[n:]) for n in range(len(words) + 1))
+    if not words:
+        return False
+    return (pattern[0] == "*" or fnmatchcase(words[0], pattern[0])) and _words(pattern[1:], words[1:])

@@ -1,0 +1,267 @@
+"""Flags, environment, .env and ops.toml → one Target, with where each of its values came from."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from opslib import redact, urls
+from opslib.durations import seconds
+from opslib.errors import SettingsError
+
+FILE = "ops.toml"
+DEMO = "demo"
+BY_ENVIRONMENT = "default"
+
+BROKER_NAMES = ("OPS_BROKER_URL", "BROKER_URL", "CELERY_BROKER_URL", "REDIS_URL")
+RESULT_NAMES = ("OPS_RESULT_BACKEND", "CELERY_RESULT_BACKEND", "RESULT_BACKEND")
+
+
+class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    When something counts as wrong; durations as text with a unit.
+
+    Attributes:
+        stuck_after: How long a task may be active.
+
+        loop_after: Retries after which a task counts as looping.
+
+        visibility_timeout: Only for a deployment whose nodes cannot be asked; empty means ask them.
+    """
+
+    stuck_after: str = "3h"
+    loop_after: int = 10
+    visibility_timeout: str = ""
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    One Celery deployment.
+
+    Attributes:
+        broker_url: With credentials; never printed, see `shown_broker`.
+
+        result_backend: Empty: look for results in the broker's own database.
+
+        protected: Whether a change needs the target's name typed or `--confirm`.
+
+        global_keyprefix: kombu's transport option of that name.
+
+        result_keyprefix: The result backend's `global_keyprefix`.
+
+        nodes: Names of the nodes that are expected to answer; empty: all that hear the question.
+
+        queues: Queues that are looked at besides those that are found.
+
+        origins: Where each value came from, for `ops config show`.
+    """
+
+    name: str
+    broker_url: str
+    result_backend: str = ""
+    protected: bool = False
+    global_keyprefix: str = ""
+    result_keyprefix: str = ""
+    master_name: str = ""
+    nodes: list[str] = []
+    queues: list[str] = []
+    thresholds: Thresholds = Thresholds()
+    origins: dict[str, str] = {}
+    warnings: list[str] = []
+
+    @property
+    def shown_broker(self) -> str:
+        """The broker's URL without password and query."""
+        return redact.url(self.broker_url)
+
+    @property
+    def shown_results(self) -> str:
+        """The result backend's URL without password and query."""
+        return redact.url(self.result_backend) if self.result_backend else "the broker's own database"
+
+
+def load(name: str = "", *, env_file: str = "", environ: Mapping[str, str] | None = None, start: Path | None = None) -> Target:
+    """
+    Return the target of that name, or the default one.
+
+    The default is OPS_TARGET, then `default_target` of ops.toml, then what the environment describes. A target of
+    ops.toml takes its URLs from its own table alone: a BROKER_URL left in a shell never redirects `--target prod`.
+
+    Raises:
+        SettingsError: If nothing is configured, the name is unknown, or a value cannot be used.
+    """
+    variables = _Environment(os.environ if environ is None else environ, env_file, start or Path.cwd())
+    file, document = _document(start or Path.cwd())
+    targets = _table(document.get("targets", {}), f"{FILE}: targets")
+    wanted = name or variables.get("OPS_TARGET") or str(document.get("default_target", "")) or BY_ENVIRONMENT
+    if wanted == DEMO and DEMO not in targets:
+        return _demo()
+    if wanted in targets:
+        return _from_table(wanted, _table(targets[wanted], f"{FILE}: targets.{wanted}"), variables, file)
+    if wanted == BY_ENVIRONMENT:
+        return _from_environment(variables, configured=sorted(targets))
+    raise SettingsError(f"There is no target named {wanted!r}.", hint=_names_hint(wanted, [*targets, DEMO]))
+
+
+def names(*, env_file: str = "", start: Path | None = None) -> list[str]:
+    """Return the names of every target that could be used, the demo last."""
+    variables = _Environment(os.environ, env_file, start or Path.cwd())
+    found = list(_table(_document(start or Path.cwd())[1].get("targets", {}), f"{FILE}: targets"))
+    if any(variables.get(variable) for variable in BROKER_NAMES):
+        found.append(BY_ENVIRONMENT)
+    return [*found, DEMO]
+
+
+def reports_root(environ: Mapping[str, str] | None = None) -> Path:
+    """Return the archive's folder: OPS_REPORTS, or `reports` here."""
+    return Path((os.environ if environ is None else environ).get("OPS_REPORTS") or "reports").absolute()
+
+
+class _Environment:
+    """Process variables first, then those of the .env file, each with its name for the origin."""
+
+    def __init__(self, environ: Mapping[str, str], env_file: str, start: Path) -> None:
+        from dotenv import dotenv_values
+
+        path = Path(env_file) if env_file else start / ".env"
+        if env_file and not path.is_file():
+            raise SettingsError(f"There is no file {env_file} to read the environment from.")
+        self.sources = [("environment", environ)]
+        if path.is_file():
+            self.sources.append((path.name, {k: v for k, v in dotenv_values(path).items() if v is not None}))
+
+    def get(self, name: str) -> str:
+        return next((values[name].strip() for _, values in self.sources if values.get(name, "").strip()), "")
+
+    def first(self, names: Iterable[str]) -> tuple[str, str, list[str]]:
+        """Return value and origin of the first name that is set, and the names that say something else."""
+        found = [(origin, name, values[name].strip()) for origin, values in self.sources for name in names if values.get(name, "").strip()]
+        if not found:
+            return "", "", []
+        origin, name, value = found[0]
+        return value, f"{origin}: {name}", [f"{other} ({where})" for where, other, else_ in found[1:] if else_ != value]
+
+
+def _document(start: Path) -> tuple[str, dict[str, Any]]:
+    """Return ops.toml of this folder or the nearest above it."""
+    for folder in (start, *start.parents):
+        path = folder / FILE
+        if path.is_file():
+            try:
+                return FILE, tomllib.loads(path.read_text("utf-8"))
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise SettingsError(f"{path.name} is not valid TOML: {error}.") from None
+    return "", {}
+
+
+def _from_environment(variables: _Environment, configured: list[str]) -> Target:
+    broker, origin, others = variables.first(BROKER_NAMES)
+    if not broker:
+        choose = f"Name one with --target: {', '.join([*configured, DEMO])}" if configured else "Set OPS_BROKER_URL, or try `--target demo`"
+        raise SettingsError("No target is named, and the environment describes none.", hint=f"{choose}.")
+    results, result_origin, result_others = variables.first(RESULT_NAMES)
+    warnings = [f"{', '.join(differing)} says something else; {winner} wins." for differing, winner in ((others, origin), (result_others, result_origin)) if differing]
+    return _target(BY_ENVIRONMENT, {"broker_url": broker, "result_backend": results}, {"broker_url": origin, "result_backend": result_origin}, warnings)
+
+
+def _from_table(name: str, table: dict[str, Any], variables: _Environment, file: str) -> Target:
+    values, origins = dict(table), dict.fromkeys(table, file)
+    for key in ("broker_url", "result_backend"):
+        if isinstance(values.get(key), str):
+            values[key], origins[key] = _resolve(values[key], f"{file}: targets.{name}.{key}", variables)
+    if not values.get("broker_url"):
+        raise SettingsError(f"{file}: targets.{name} has no broker_url.", hint='Give it one, for instance broker_url = "env:PROD_BROKER_URL".')
+    return _target(name, values, origins, [])
+
+
+def _resolve(value: str, where: str, variables: _Environment) -> tuple[str, str]:
+    """Return the URL behind `env:NAME`, `file:PATH` or a literal without a password."""
+    kind, _, rest = value.partition(":")
+    if kind == "env":
+        found = variables.get(rest)
+        if not found:
+            raise SettingsError(f"{where} names the variable {rest}, which is not set.")
+        return found, f"environment: {rest}"
+    if kind == "file":
+        return _secret_file(Path(rest).expanduser(), where), f"file: {rest}"
+    if urlsplit(value).password:
+        raise SettingsError(f"{where} holds a password.", hint="Write env:NAME or file:PATH (mode 0600) in its place.")
+    return value, where.split(":", 1)[0]
+
+
+def _secret_file(path: Path, where: str) -> str:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{where} names the file {path}, which cannot be read: {error}.") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise SettingsError(f"{where} names the file {path}, which others may read.", hint=f"chmod 600 {path}")
+    return text
+
+
+def _demo() -> Target:
+    """Return the demo's target: its URL is known once it is up, its thresholds suit its short life."""
+    from opslib import demo
+
+    running = demo.status()
+    if running is None:
+        raise SettingsError("The demo is not running.", hint="`ops demo up` starts it; `ops run … --target demo` starts one of its own.")
+    return _target(
+        DEMO,
+        {"broker_url": running.url, "thresholds": {"stuck_after": "3s"}},
+        {"broker_url": "the running demo", "thresholds": "built in"},
+        [],
+    )
+
+
+def _target(name: str, values: dict[str, Any], origins: dict[str, str], warnings: list[str]) -> Target:
+    if isinstance(values.get("broker_url"), str):
+        values["broker_url"], said = urls.check(values["broker_url"], "broker_url")
+        warnings = [*warnings, *said]
+    if values.get("result_backend") and urls.is_redis(str(values["result_backend"])):
+        values["result_backend"], said = urls.check(str(values["result_backend"]), "result_backend")
+        warnings = [*warnings, *said]
+    try:
+        target = msgspec.convert({**values, "name": name, "origins": origins, "warnings": warnings}, Target)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"Target {name}: {_explain(str(error))}", hint=_field_hint(str(error))) from None
+    for label, text in (("stuck_after", target.thresholds.stuck_after), ("visibility_timeout", target.thresholds.visibility_timeout)):
+        if text:
+            seconds(text, label)
+    return target
+
+
+def _table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SettingsError(f"{where} is not a table.")
+    return value
+
+
+def _explain(message: str) -> str:
+    """Turn msgspec's sentence into one with the path first: "thresholds.stuck_after: expected `str`, got `int`"."""
+    text, _, path = message.partition(" - at `$")
+    return f"{path.rstrip('`').lstrip('.') or 'its table'}: {text[:1].lower()}{text[1:]}."
+
+
+def _field_hint(message: str) -> str:
+    unknown = re.search(r"unknown field `([^`]+)`", message)
+    if not unknown:
+        return 'A duration is text with a unit, such as stuck_after = "3h".' if "`str`" in message else ""
+    fields = Thresholds.__struct_fields__ if "thresholds" in message else Target.__struct_fields__
+    return _names_hint(unknown.group(1), [f for f in fields if f not in {"origins", "warnings", "name"}])
+
+
+def _names_hint(wanted: str, known: Iterable[str]) -> str:
+    choices = sorted(set(known))
+    near = difflib.get_close_matches(wanted, choices, n=1)
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(choices)}."

@@ -1,0 +1,122 @@
+"""How whole a Snapshot is → what could not be seen, and which nodes do not answer or do not work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from opslib.facts import Snapshot
+from opslib.findings import Finding, Severity
+
+
+def judge(snapshot: Snapshot) -> Iterator[Finding]:
+    """Say what could not be seen and which nodes do not work; every runbook's judgement begins with it."""
+    yield from _cannot_see(snapshot)
+    yield from _silent(snapshot)
+    yield from _absent(snapshot)
+    yield from _not_consuming(snapshot)
+
+
+def _cannot_see(snapshot: Snapshot) -> Iterator[Finding]:
+    for row in snapshot.silent_places:
+        if row.place == "workers" and snapshot.silent_nodes:
+            continue  # told as worker-silent, with names
+        yield Finding(
+            code="cannot-see",
+            severity=Severity.UNKNOWN,
+            subject=row.place,
+            message=f"{row.place}: {row.silent:,} not seen. {row.note}".strip(),
+            evidence={"seen": row.seen, "silent": row.silent},
+            hint="What is not seen may be stuck too; the verdict stays unknown until it is.",
+        )
+    if not snapshot.queues and not snapshot.unacked and not snapshot.receivers:
+        yield _empty(snapshot)
+
+
+def _empty(snapshot: Snapshot) -> Finding:
+    """No queue, no node, no message: more often the wrong place than a quiet one."""
+    server = snapshot.server
+    elsewhere = ", ".join(f"{n} ({keys:,} keys)" for n, keys in server.other_databases.items())
+    hints = []
+    if snapshot.foreign_prefixes:
+        hints.append(f"Celery's keys stand under the prefix {', '.join(map(repr, snapshot.foreign_prefixes))}: set global_keyprefix.")
+    if elsewhere:
+        hints.append(f"Other databases of this server hold keys: {elsewhere}.")
+    return Finding(
+        code="cannot-see",
+        severity=Severity.UNKNOWN,
+        subject=f"database {server.database}",
+        message=f"Nothing of Celery is in database {server.database}: no queue, no message, no node.",
+        evidence={"keys": server.keys, "uptime_s": server.uptime_s},
+        hint=" ".join(hints) or "Check that this is the broker that the application uses.",
+    )
+
+
+def _silent(snapshot: Snapshot) -> Iterator[Finding]:
+    if not snapshot.silent_nodes:
+        return
+    absent = [node.name for node in snapshot.nodes if not node.answered]
+    yield Finding(
+        code="worker-silent",
+        severity=Severity.UNKNOWN,
+        subject=", ".join(absent[:5]) or "a node without a name",
+        message=f"{snapshot.silent_nodes} of {snapshot.receivers} nodes heard the question and did not answer.",
+        evidence={"receivers": snapshot.receivers, "answered": len(snapshot.answering), "one_of": absent[:20]},
+        hint="A node that is stopped, hung, or busy in a solo pool answers nothing; what it holds cannot be told from orphans.",
+    )
+
+
+def _absent(snapshot: Snapshot) -> Iterator[Finding]:
+    """Nobody heard the question: no worker at all, or workers that do not listen to control messages."""
+    work = sum(queue.depth for queue in snapshot.queues) + len(snapshot.unacked)
+    if snapshot.receivers or not (work or snapshot.queues):
+        return
+    consumers = snapshot.server.consumers
+    if consumers:
+        yield Finding(
+            code="cannot-see",
+            severity=Severity.UNKNOWN,
+            subject="workers",
+            message=f"{consumers} connection{'s' * (consumers != 1)} consume{'s' * (consumers == 1)}, but no node listens to control messages.",
+            evidence={"receivers": 0, "connections_in_brpop": consumers},
+            hint="Is worker_enable_remote_control off, or is global_keyprefix of the target another than theirs?",
+        )
+        return
+    yield Finding(
+        code="no-workers",
+        severity=Severity.CRITICAL if work else Severity.ATTENTION,
+        subject=snapshot.target,
+        message=f"No node is connected; {work:,} message{'s' * (work != 1)} wait{'s' * (work == 1)} for one.",
+        evidence={"receivers": 0, "connections_in_brpop": consumers},
+        hint="Start the workers; see their logs for why they ended.",
+    )
+
+
+def _not_consuming(snapshot: Snapshot) -> Iterator[Finding]:
+    """A node that consumes nothing, or that left work lying beside it through both looks."""
+    for node in snapshot.answering:
+        if not node.queues:
+            yield Finding(
+                code="worker-not-consuming",
+                severity=Severity.ATTENTION,
+                subject=node.name,
+                message=f"{node.name} answers and consumes no queue.",
+                evidence={"queues": 0, "accepted": node.accepted},
+                hint="Somebody cancelled its consumers: `celery control add_consumer QUEUE`, or restart it.",
+            )
+    if snapshot.earlier is None:
+        return
+    before = {node.name: node for node in snapshot.earlier.nodes if node.answered}
+    lying = {queue.name for queue in snapshot.earlier.queues if queue.depth} & {queue.name for queue in snapshot.queues if queue.depth}
+    busy = {task.node for reading in (snapshot, snapshot.earlier) for task in reading.held if task.place != "scheduled"}
+    for node in snapshot.answering:
+        beside = lying & set(node.queues)
+        idle = node.name not in busy and node.name in before and before[node.name].accepted == node.accepted
+        if beside and idle and not node.rate_limited:
+            yield Finding(
+                code="worker-not-consuming",
+                severity=Severity.CRITICAL,
+                subject=node.name,
+                message=f"{node.name} is idle and takes nothing from {', '.join(sorted(beside))}, where messages wait.",
+                evidence={"accepted": node.accepted, "queues": sorted(beside), "connections_in_brpop": snapshot.server.consumers},
+                hint="A worker that lost its consumer after a connection error does this: restart it.",
+            )

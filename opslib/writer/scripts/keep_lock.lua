@@ -1,0 +1,8 @@
+-- Renew the lock, or let go of it; only its holder can.
+-- KEYS: 1 lock                 ARGV: 1 token, 2 life in ms, 0 to let go
+-- Answers 1 if the token holds the lock.
+local held = redis.call('GET', KEYS[1])
+if not held or cjson.decode(held).token ~= ARGV[1] then return 0 end
+
+if ARGV[2] == '0' then redis.call('DEL', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 1

@@ -1,0 +1,124 @@
+"""Tasks to stop → revoked on every node, ended where a pool can, every copy quarantined, and proven twice.
+
+A revoke lives in the memory of the workers that heard it (facts §4.4); the message is what brings a task back after
+a worker's death. So both are taken away, in the order of facts §4.5.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from opslib import pidbox
+from opslib.collectors.find import Whereabouts, find
+from opslib.plan import Action, Outcome, Status
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+
+_ANSWER_S = 2.0
+#: A task is first asked to end, then made to.
+_SIGNALS = ("SIGTERM", "SIGKILL")
+_END_WITHIN_S = 4.0
+_ROUNDS = 20
+_PAUSE_S = 0.25
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """What is known of one stop on its way."""
+
+    action: Action
+    steps: list[str] = field(default_factory=list)
+    quarantined: int = 0
+    clean: int = 0
+    unheard: str = ""
+
+
+def stop(broker: Broker, actions: Sequence[Action], quarantine: Callable[[Whereabouts], dict[str, int]], still_mine: Callable[[], bool]) -> list[Outcome]:
+    """
+    Stop tasks for good and say how far that is proven.
+
+    Args:
+        quarantine: Takes every message of what was found out of circulation; answers how many by task id.
+
+        still_mine: Renews the lock; nothing is ordered once it is lost.
+    """
+    if not actions or not still_mine():
+        return [Outcome(action=action, status=Status.FAILED, reason="The lock was lost before it was begun.") for action in actions]
+    todo = {action.subject: _Progress(action=action) for action in actions}
+    _revoke(broker, todo)
+    for progress in todo.values():
+        if progress.action.terminate:
+            _terminate(broker, progress)
+    for _ in range(_ROUNDS):
+        open_ids = [task_id for task_id, progress in todo.items() if progress.clean < 2]
+        if not open_ids or not still_mine():
+            break
+        _round(broker, todo, open_ids, quarantine)
+        time.sleep(_PAUSE_S)
+    return [_outcome(progress) for progress in todo.values()]
+
+
+def _revoke(broker: Broker, todo: dict[str, _Progress]) -> None:
+    """Tell every node to drop these ids; one that stays silent may still run them."""
+    call = pidbox.Call(method="revoke", arguments={"task_id": list(todo), "terminate": False})
+    answers = pidbox.ask(broker, [call], timeout_s=_ANSWER_S)
+    heard = sorted(answers.nodes)
+    silent = answers.receivers - len(heard)
+    for progress in todo.values():
+        progress.steps.append(f"revoked on {', '.join(heard)}" if heard else "no node to revoke it on")
+        if silent > 0:
+            progress.unheard = f"{silent} node{'s' * (silent != 1)} did not confirm the revoke and may still run it"
+
+
+def _terminate(broker: Broker, progress: _Progress) -> None:
+    """End the running task, politely first, and wait until its node says that it has."""
+    action = progress.action
+    for signal in _SIGNALS:
+        arguments = {"task_id": action.subject, "terminate": True, "signal": signal}
+        pidbox.order(broker, pidbox.Call(method="revoke", arguments=arguments, destination=(action.node,)), timeout_s=_ANSWER_S)
+        progress.steps.append(f"{signal} sent on {action.node}")
+        if _has_ended(broker, action):
+            progress.steps.append("it ended")
+            return
+    progress.steps.append("it did not end")
+
+
+def _has_ended(broker: Broker, action: Action) -> bool:
+    deadline = time.monotonic() + _END_WITHIN_S
+    call = pidbox.Call(method="query_task", arguments={"ids": [action.subject]}, destination=(action.node,))
+    while time.monotonic() < deadline:
+        answer = pidbox.order(broker, call, timeout_s=_ANSWER_S).get(action.node)
+        known = answer.get(action.subject) if isinstance(answer, dict) else None
+        if answer is not None and (not known or known[0] != "active"):
+            return True
+        time.sleep(_PAUSE_S)
+    return False
+
+
+def _round(broker: Broker, todo: dict[str, _Progress], ids: Sequence[str], quarantine: Callable[[Whereabouts], dict[str, int]]) -> None:
+    """Look everywhere once more; what is found is quarantined, what is not found twice running is proven clean."""
+    seen = find(broker, ids)
+    moved = quarantine(seen)
+    active = {task.task_id for task in seen.held if task.place == "active"}
+    present = {message.task_id for message in seen.messages}
+    for task_id in ids:
+        progress = todo[task_id]
+        progress.quarantined += moved.get(task_id, 0)
+        progress.clean = 0 if task_id in active | present else progress.clean + 1
+
+
+def _outcome(progress: _Progress) -> Outcome:
+    n = progress.quarantined
+    steps = [*progress.steps, f"{n} cop{'y' if n == 1 else 'ies'} quarantined"]
+    if progress.clean < 2:
+        reason = "It was still found at the last look; run this again."
+        if progress.action.node and not progress.action.terminate:
+            reason = f"It still runs on {progress.action.node}, whose pool cannot end it; restart that node. It will not come back."
+        return Outcome(action=progress.action, status=Status.FAILED, reason=reason, steps=tuple(steps))
+    if progress.unheard:
+        return Outcome(action=progress.action, status=Status.FAILED, reason=f"Not proven: {progress.unheard}.", steps=tuple(steps))
+    return Outcome(action=progress.action, status=Status.APPLIED, reason="Found nowhere, twice.", steps=(*steps, "found nowhere, twice"))
