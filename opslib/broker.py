@@ -66,7 +66,7 @@ class Broker:
 
     @property
     def role(self) -> str:
-        """"master" or "slave", in the server's words."""
+        """ "master" or "slave", in the server's words."""
         return str(self.information.get("role", ""))
 
     def server_time(self) -> datetime:
@@ -120,12 +120,19 @@ def _hello(target: Target) -> Mapping[str, Any]:
 
 def _check(info: Mapping[str, Any], target: Target) -> None:
     if info.get("redis_mode") == "cluster":
-        raise NotABroker(f"{target.shown_broker} is a node of a Redis Cluster, which cannot be a Celery broker.", hint="Name the server that Celery uses.")
+        raise NotABroker(
+            f"{target.shown_broker} is a node of a Redis Cluster, which cannot be a Celery broker.",
+            hint="Name the server that Celery uses.",
+        )
     version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2] if part.isdigit())
     if version < OLDEST:
-        raise NotABroker(f"{target.shown_broker} runs Redis {info.get('redis_version')}; Celery 5.7 needs 6.2 or later.")
+        raise NotABroker(
+            f"{target.shown_broker} runs Redis {info.get('redis_version')}; Celery 5.7 needs 6.2 or later."
+        )
     if int(info.get("loading", 0) or 0):
-        raise BrokerUnreachable(f"{target.shown_broker} is loading its data.", hint="Wait until it has loaded, then run this again.")
+        raise BrokerUnreachable(
+            f"{target.shown_broker} is loading its data.", hint="Wait until it has loaded, then run this again."
+        )
 
 
 def _results(target: Target, broker: Redis) -> Redis | None:
@@ -157,7 +164,9 @@ def _through_sentinel(url: str, target: Target, options: dict[str, Any]) -> Redi
     from redis.sentinel import Sentinel
 
     if not target.master_name:
-        raise settings.SettingsError("A sentinel:// URL needs the master's name.", hint='Set master_name = "mymaster" in the target\'s table.')
+        raise settings.SettingsError(
+            "A sentinel:// URL needs the master's name.", hint='Set master_name = "mymaster" in the target\'s table.'
+        )
     parts = [urlsplit(part) for part in url.split(";")]
     nodes = [(part.hostname or "localhost", part.port or 26379) for part in parts]
     credentials = {"username": parts[0].username, "password": parts[0].password}
@@ -174,12 +183,21 @@ def refused(error: BaseException, shown: str) -> OpsError:
         return error
     said = redact.plain(str(error)).rstrip(".")
     cause = error.__cause__ or error.__context__ or error
-    if isinstance(error, kinds.AuthenticationError | kinds.AuthorizationError) or said.startswith(("NOAUTH", "WRONGPASS")):
-        return BrokerRefused(f"{shown} refused the credentials: {said}.", hint="Check user and password in the target's URL.")
+    if isinstance(error, kinds.AuthenticationError | kinds.AuthorizationError) or said.startswith(
+        ("NOAUTH", "WRONGPASS")
+    ):
+        return BrokerRefused(
+            f"{shown} refused the credentials: {said}.", hint="Check user and password in the target's URL."
+        )
     if isinstance(error, kinds.NoPermissionError):
-        return BrokerRefused(f"{shown} does not permit what is needed: {said}.", hint="Give the user the rights listed in docs/safety.md.")
+        return BrokerRefused(
+            f"{shown} does not permit what is needed: {said}.",
+            hint="Give the user the rights listed in docs/safety.md.",
+        )
     if isinstance(cause, ssl.SSLError) or "SSL" in said or "certificate" in said.lower():
-        return BrokerRefused(f"TLS with {shown} failed: {said}.", hint="Check rediss:// against redis://, and ssl_ca_certs in the URL.")
+        return BrokerRefused(
+            f"TLS with {shown} failed: {said}.", hint="Check rediss:// against redis://, and ssl_ca_certs in the URL."
+        )
     if isinstance(error, kinds.BusyLoadingError):
         return BrokerUnreachable(f"{shown} is loading its data.", hint="Wait until it has loaded, then run this again.")
     if isinstance(error, kinds.TimeoutError):
@@ -187,12 +205,19 @@ def refused(error: BaseException, shown: str) -> OpsError:
         return BrokerUnreachable(f"{shown} did not answer within {CONNECT_TIMEOUT_S:g} s.", hint=hint)
     if isinstance(error, kinds.ConnectionError):
         if "reset" in said or "closed by server" in said:
-            return BrokerUnreachable(f"{shown} closed the connection: {said}.", hint="Does this port speak TLS (rediss://)?")
+            return BrokerUnreachable(
+                f"{shown} closed the connection: {said}.", hint="Does this port speak TLS (rediss://)?"
+            )
         return BrokerUnreachable(f"{shown} cannot be reached: {said}.")
     if isinstance(error, kinds.ResponseError) and "DB index" in said:
-        return BrokerRefused(f"{shown}: the server has no such database.", hint="Check the number at the end of the URL.")
+        return BrokerRefused(
+            f"{shown}: the server has no such database.", hint="Check the number at the end of the URL."
+        )
     if isinstance(error, kinds.ResponseError) and said.startswith("BUSY"):
-        return BrokerUnreachable(f"{shown} is busy with a script and answers nobody.", hint="`SCRIPT KILL` ends a script that has not written.")
+        return BrokerUnreachable(
+            f"{shown} is busy with a script and answers nobody.",
+            hint="`SCRIPT KILL` ends a script that has not written.",
+        )
     if isinstance(error, kinds.RedisError | OSError):
         return BrokerUnreachable(f"{shown}: {said}.")
     raise error

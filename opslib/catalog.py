@@ -116,7 +116,9 @@ def _convert(parameter: Parameter, text: str) -> Value:
             raise ValueError(text)
     except ValueError:
         wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(parameter.type, "text")
-        raise BadParameter(f"Parameter {parameter.name} must be {wanted}; {text!r} is not.", hint=parameter.help) from None
+        raise BadParameter(
+            f"Parameter {parameter.name} must be {wanted}; {text!r} is not.", hint=parameter.help
+        ) from None
     return value
 
 
@@ -167,8 +169,14 @@ def _parameters(source: str, where: str) -> tuple[Parameter, ...]:
     }
     found = []
     for node in ast.parse(source).body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.annotation, ast.Name)):
-            raise BadParameter(f"{where}: line {node.lineno} of its parameters cell is not `name: type = value  # help`.")
+        if not (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and isinstance(node.annotation, ast.Name)
+        ):
+            raise BadParameter(
+                f"{where}: line {node.lineno} of its parameters cell is not `name: type = value  # help`."
+            )
         if node.annotation.id not in _TYPES or node.value is None:
             raise BadParameter(f"{where}: {node.target.id} needs a default and one of the types {', '.join(_TYPES)}.")
         found.append(

@@ -128,7 +128,12 @@ def restored(raw: bytes, delivery_tag: str) -> bytes:
         ValueError: If the entry cannot be written back without changing what it says.
     """
     value = _load(raw)
-    if isinstance(value, Unreadable) or not isinstance(value, list) or len(value) != 3 or not isinstance(value[0], dict):
+    if (
+        isinstance(value, Unreadable)
+        or not isinstance(value, list)
+        or len(value) != 3
+        or not isinstance(value[0], dict)
+    ):
         raise ValueError("the entry is not a list of envelope, exchange and routing key")
     envelope = value[0]
     headers, properties = envelope.get("headers") or {}, envelope.get("properties")
@@ -237,7 +242,11 @@ def _protocol_1(value: dict[str, Any], properties: dict[str, Any]) -> dict[str, 
     Nothing of a body that is not plain JSON or too large; None if the body is read and names no task.
     """
     body = value.get("body")
-    if value.get("content-type") != "application/json" or not isinstance(body, str) or len(body) > _PROTOCOL_1_BODY_BYTES:
+    if (
+        value.get("content-type") != "application/json"
+        or not isinstance(body, str)
+        or len(body) > _PROTOCOL_1_BODY_BYTES
+    ):
         return {}
     try:
         text = base64.b64decode(body, validate=True) if properties.get("body_encoding") == "base64" else body.encode()

@@ -309,6 +309,8 @@ class Snapshot(Reading):
     Attributes:
         taken_at: Server time, aware UTC: every age is counted from here.
 
+        broker: Its URL, without password.
+
         earlier: The first of two readings; None where nothing needed a second one.
 
         waiting: The waiting messages worth keeping: most retried, latest ETA, watched and repeated ids.
@@ -323,6 +325,7 @@ class Snapshot(Reading):
     """
 
     target: str
+    broker: str
     fingerprint: str
     server: ServerInfo
     waiting: tuple[WaitingMessage, ...] = ()

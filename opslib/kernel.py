@@ -23,4 +23,5 @@ class OpsKernelManager(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         """The one kernel that this manager starts."""
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="ops", language="python")
+        metadata = {"supported_encryption": ["curve"]}
+        return KernelSpec(argv=argv, display_name="ops", language="python", metadata=metadata)

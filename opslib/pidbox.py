@@ -1,4 +1,5 @@
-"""Questions and orders to all nodes → their answers, over Celery's control plane spoken directly in Redis.
+"""
+Questions and orders to all nodes → their answers, over Celery's control plane spoken directly in Redis.
 
 Celery's own client would run kombu's visibility sweep with *its* timeout and so redeliver other workers' messages
 (facts §0.1), and cannot say how many nodes heard it. PUBLISH can: its reply counts the subscribers.
@@ -19,7 +20,6 @@ import msgspec
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
-
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,9 @@ def ask(broker: Broker, calls: Sequence[Call], *, timeout_s: float) -> Answers:
             for ticket, call in tickets.items():
                 pipe.publish(keys.control_channel, _message(call, oid, ticket, timeout_s))
             heard = cast("list[int]", pipe.execute())
-        expected = sum(n if not call.destination else min(n, len(call.destination)) for n, call in zip(heard, calls, strict=True))
+        expected = sum(
+            n if not call.destination else min(n, len(call.destination)) for n, call in zip(heard, calls, strict=True)
+        )
         came = 0
         while came < expected:
             left = deadline - time.monotonic()

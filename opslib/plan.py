@@ -162,7 +162,9 @@ class Outcome:
     steps: tuple[str, ...] = ()
 
 
-def make(target: str, fingerprint: str, actions: Iterable[Action], *, max_actions: int, notes: Iterable[str] = ()) -> Plan:
+def make(
+    target: str, fingerprint: str, actions: Iterable[Action], *, max_actions: int, notes: Iterable[str] = ()
+) -> Plan:
     """
     Number the actions and refuse too many of them.
 
@@ -171,5 +173,7 @@ def make(target: str, fingerprint: str, actions: Iterable[Action], *, max_action
     """
     numbered = tuple(replace(action, id=number) for number, action in enumerate(actions, 1))
     if len(numbered) > max_actions:
-        raise PlanTooLarge(f"The plan has {len(numbered)} actions; max_actions allows {max_actions}. Nothing was changed.")
+        raise PlanTooLarge(
+            f"The plan has {len(numbered)} actions; max_actions allows {max_actions}. Nothing was changed."
+        )
     return Plan(target=target, fingerprint=fingerprint, actions=numbered, max_actions=max_actions, notes=tuple(notes))

@@ -146,6 +146,7 @@ def record(
         run_id=ctx.run_id,
         runbook=runbook,
         target=before.target,
+        broker=before.broker,
         operator=ctx.operator,
         reason=ctx.reason,
         started_at=ctx.started_at,
@@ -157,7 +158,10 @@ def record(
         coverage=[asdict(row) for row in after.coverage],
         findings=_rows(findings),
         plan={"digest": plan.digest, **plan.content()},
-        outcomes=[{"action": o.action.id, "status": str(o.status), "reason": o.reason, "steps": list(o.steps)} for o in outcomes],
+        outcomes=[
+            {"action": o.action.id, "status": str(o.status), "reason": o.reason, "steps": list(o.steps)}
+            for o in outcomes
+        ],
         remaining=_rows(remaining),
         report=ctx.report,
     )

@@ -89,7 +89,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return redact.url(self.result_backend) if self.result_backend else "the broker's own database"
 
 
-def load(name: str = "", *, env_file: str = "", environ: Mapping[str, str] | None = None, start: Path | None = None) -> Target:
+def load(
+    name: str = "", *, env_file: str = "", environ: Mapping[str, str] | None = None, start: Path | None = None
+) -> Target:
     """
     Return the target of that name, or the default one.
 
@@ -99,8 +101,10 @@ def load(name: str = "", *, env_file: str = "", environ: Mapping[str, str] | Non
     Raises:
         SettingsError: If nothing is configured, the name is unknown, or a value cannot be used.
     """
-    variables = _Environment(os.environ if environ is None else environ, env_file, start or Path.cwd())
-    file, document = _document(start or Path.cwd())
+    environ = os.environ if environ is None else environ
+    start = start or project(environ)
+    variables = _Environment(environ, env_file or environ.get("OPS_ENV_FILE", ""), start)
+    file, document = _document(start)
     targets = _table(document.get("targets", {}), f"{FILE}: targets")
     wanted = name or variables.get("OPS_TARGET") or str(document.get("default_target", "")) or BY_ENVIRONMENT
     if wanted == DEMO and DEMO not in targets:
@@ -112,18 +116,54 @@ def load(name: str = "", *, env_file: str = "", environ: Mapping[str, str] | Non
     raise SettingsError(f"There is no target named {wanted!r}.", hint=_names_hint(wanted, [*targets, DEMO]))
 
 
-def names(*, env_file: str = "", start: Path | None = None) -> list[str]:
+def described(target: Target) -> list[dict[str, str]]:
+    """Return a target's values as they may be shown, each with where it came from."""
+    shown = {
+        "broker_url": target.shown_broker,
+        "result_backend": target.shown_results,
+        "protected": "yes" if target.protected else "no",
+        "global_keyprefix": target.global_keyprefix or "none",
+        "result_keyprefix": target.result_keyprefix or "none",
+        "master_name": target.master_name or "none",
+        "nodes": ", ".join(target.nodes) or "whoever answers",
+        "queues": ", ".join(target.queues) or "those that are found",
+    }
+    values = {
+        **shown,
+        **{
+            f"thresholds.{name}": str(getattr(target.thresholds, name)) or "as the nodes say"
+            for name in Thresholds.__struct_fields__
+        },
+    }
+    return [
+        {"setting": name, "value": text, "from": target.origins.get(name.split(".")[0]) or "default"}
+        for name, text in values.items()
+    ]
+
+
+def names(*, env_file: str = "") -> list[str]:
     """Return the names of every target that could be used, the demo last."""
-    variables = _Environment(os.environ, env_file, start or Path.cwd())
-    found = list(_table(_document(start or Path.cwd())[1].get("targets", {}), f"{FILE}: targets"))
+    start = project(os.environ)
+    variables = _Environment(os.environ, env_file or os.environ.get("OPS_ENV_FILE", ""), start)
+    found = list(_table(_document(start)[1].get("targets", {}), f"{FILE}: targets"))
     if any(variables.get(variable) for variable in BROKER_NAMES):
         found.append(BY_ENVIRONMENT)
     return [*found, DEMO]
 
 
-def reports_root(environ: Mapping[str, str] | None = None) -> Path:
-    """Return the archive's folder: OPS_REPORTS, or `reports` here."""
-    return Path((os.environ if environ is None else environ).get("OPS_REPORTS") or "reports").absolute()
+def project(environ: Mapping[str, str]) -> Path:
+    """Return the folder whose settings count: the runner's (a kernel works in the runbooks folder), or this one."""
+    return Path(environ.get("OPS_PROJECT") or Path.cwd())
+
+
+def reports_root() -> Path:
+    """Return the archive's folder: OPS_REPORTS, the nearest `reports` folder here or above, or a new one here."""
+    if os.environ.get("OPS_REPORTS"):
+        return Path(os.environ["OPS_REPORTS"]).absolute()
+    here = project(os.environ).absolute()
+    return next(
+        (folder / "reports" for folder in (here, *here.parents) if (folder / "reports").is_dir()), here / "reports"
+    )
 
 
 class _Environment:
@@ -144,7 +184,12 @@ class _Environment:
 
     def first(self, names: Iterable[str]) -> tuple[str, str, list[str]]:
         """Return value and origin of the first name that is set, and the names that say something else."""
-        found = [(origin, name, values[name].strip()) for origin, values in self.sources for name in names if values.get(name, "").strip()]
+        found = [
+            (origin, name, values[name].strip())
+            for origin, values in self.sources
+            for name in names
+            if values.get(name, "").strip()
+        ]
         if not found:
             return "", "", []
         origin, name, value = found[0]
@@ -166,11 +211,24 @@ def _document(start: Path) -> tuple[str, dict[str, Any]]:
 def _from_environment(variables: _Environment, configured: list[str]) -> Target:
     broker, origin, others = variables.first(BROKER_NAMES)
     if not broker:
-        choose = f"Name one with --target: {', '.join([*configured, DEMO])}" if configured else "Set OPS_BROKER_URL, or try `--target demo`"
+        choose = (
+            f"Name one with --target: {', '.join([*configured, DEMO])}"
+            if configured
+            else "Set OPS_BROKER_URL, or try `--target demo`"
+        )
         raise SettingsError("No target is named, and the environment describes none.", hint=f"{choose}.")
     results, result_origin, result_others = variables.first(RESULT_NAMES)
-    warnings = [f"{', '.join(differing)} says something else; {winner} wins." for differing, winner in ((others, origin), (result_others, result_origin)) if differing]
-    return _target(BY_ENVIRONMENT, {"broker_url": broker, "result_backend": results}, {"broker_url": origin, "result_backend": result_origin}, warnings)
+    warnings = [
+        f"{', '.join(differing)} says something else; {winner} wins."
+        for differing, winner in ((others, origin), (result_others, result_origin))
+        if differing
+    ]
+    return _target(
+        BY_ENVIRONMENT,
+        {"broker_url": broker, "result_backend": results},
+        {"broker_url": origin, "result_backend": result_origin},
+        warnings,
+    )
 
 
 def _from_table(name: str, table: dict[str, Any], variables: _Environment, file: str) -> Target:
@@ -179,7 +237,10 @@ def _from_table(name: str, table: dict[str, Any], variables: _Environment, file:
         if isinstance(values.get(key), str):
             values[key], origins[key] = _resolve(values[key], f"{file}: targets.{name}.{key}", variables)
     if not values.get("broker_url"):
-        raise SettingsError(f"{file}: targets.{name} has no broker_url.", hint='Give it one, for instance broker_url = "env:PROD_BROKER_URL".')
+        raise SettingsError(
+            f"{file}: targets.{name} has no broker_url.",
+            hint='Give it one, for instance broker_url = "env:PROD_BROKER_URL".',
+        )
     return _target(name, values, origins, [])
 
 
@@ -215,7 +276,9 @@ def _demo() -> Target:
 
     running = demo.status()
     if running is None:
-        raise SettingsError("The demo is not running.", hint="`ops demo up` starts it; `ops run … --target demo` starts one of its own.")
+        raise SettingsError(
+            "The demo is not running.", hint="`ops demo up` starts it; `ops run … --target demo` starts one of its own."
+        )
     return _target(
         DEMO,
         {"broker_url": running.url, "thresholds": {"stuck_after": "3s"}},
@@ -235,7 +298,10 @@ def _target(name: str, values: dict[str, Any], origins: dict[str, str], warnings
         target = msgspec.convert({**values, "name": name, "origins": origins, "warnings": warnings}, Target)
     except msgspec.ValidationError as error:
         raise SettingsError(f"Target {name}: {_explain(str(error))}", hint=_field_hint(str(error))) from None
-    for label, text in (("stuck_after", target.thresholds.stuck_after), ("visibility_timeout", target.thresholds.visibility_timeout)):
+    for label, text in (
+        ("stuck_after", target.thresholds.stuck_after),
+        ("visibility_timeout", target.thresholds.visibility_timeout),
+    ):
         if text:
             seconds(text, label)
     return target

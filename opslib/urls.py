@@ -33,10 +33,15 @@ def check(url: str, what: str) -> tuple[str, list[str]]:
         raise SettingsError(f"{what}: {shown!r} holds white space.")
     scheme = url.split(":", 1)[0]
     if scheme in {"redis+cluster", "rediscluster"}:
-        raise SettingsError(f"{what}: Redis Cluster cannot be a Celery broker.", hint="Name a single server, or a Sentinel.")
+        raise SettingsError(
+            f"{what}: Redis Cluster cannot be a Celery broker.", hint="Name a single server, or a Sentinel."
+        )
     if "://" not in url or scheme not in _SCHEMES:
         known = ", ".join(sorted(_SCHEMES))
-        raise SettingsError(f"{what}: {shown!r} is no Redis URL; schemes are {known}.", hint="For instance redis://host:6379/0; Valkey uses redis:// too.")
+        raise SettingsError(
+            f"{what}: {shown!r} is no Redis URL; schemes are {known}.",
+            hint="For instance redis://host:6379/0; Valkey uses redis:// too.",
+        )
     if scheme == "sentinel":
         return url, []
     if scheme in {"unix", "redis+socket"}:
@@ -51,12 +56,18 @@ def _check_tcp(url: str, what: str, shown: str) -> tuple[str, list[str]]:
     except ValueError as error:
         raise SettingsError(f"{what}: {shown!r}: {error}.") from None
     if not parts.hostname or parts.netloc.count("@") > 1 or (port is not None and port not in _PORTS):
-        raise SettingsError(f"{what}: {shown!r} has no usable host or port.", hint="Characters such as @ / : in a password are written %40 %2F %3A.")
+        raise SettingsError(
+            f"{what}: {shown!r} has no usable host or port.",
+            hint="Characters such as @ / : in a password are written %40 %2F %3A.",
+        )
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     path = unquote(parts.path).strip("/")
     for database in filter(None, (path, query.pop("virtual_host", ""), query.pop("db", ""))):
         if not database.isdecimal():
-            raise SettingsError(f"{what}: {database!r} in {shown!r} is no database number.", hint="Write the number at the end of the path: redis://host:6379/0.")
+            raise SettingsError(
+                f"{what}: {database!r} in {shown!r} is no database number.",
+                hint="Write the number at the end of the path: redis://host:6379/0.",
+            )
         if path and database != path:
             raise SettingsError(f"{what}: {shown!r} names two databases, {path} and {database}.")
         path = database

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from opslib.broker import refused
 from opslib.collectors import keyspace, queues, results, server, unacked, workers
 from opslib.durations import seconds
-from opslib.facts import Coverage, NodeInfo, Reading, Snapshot, WaitingMessage
+from opslib.facts import Coverage, HeldTask, NodeInfo, QueueInfo, Reading, Snapshot, WaitingMessage
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -65,6 +65,71 @@ def collect(
         raise refused(error, broker.target.shown_broker) from error
 
 
+def depths(
+    broker: Broker, *, answer_within: str = "1.5s", max_keys: int = MAX_KEYS
+) -> tuple[list[QueueInfo], list[Coverage]]:
+    """
+    Return every queue with its depth and consumers, without reading a message.
+
+    Raises:
+        BrokerUnreachable: If the server stops answering on the way.
+    """
+    try:
+        found, keys_coverage = keyspace.read(broker, max_keys=max_keys)
+        answering, _, _, workers_coverage = workers.read(
+            broker, timeout_s=seconds(answer_within, "answer_within"), remembered=found.remembered
+        )
+        names, not_queues = queue_names(broker, found, answering)
+        listings, strange = queues.lists(broker, names)
+        rows = queues.infos(names, listings, queues.Scan(), _consumers(answering))
+        waiting = queues.coverage(sum(row.depth for row in rows), 0, strange, not_queues)
+    except Exception as error:
+        raise refused(error, broker.target.shown_broker) from error
+    return rows, [keys_coverage, workers_coverage, waiting]
+
+
+def nodes(
+    broker: Broker, *, answer_within: str = "1.5s", max_keys: int = MAX_KEYS
+) -> tuple[list[NodeInfo], list[HeldTask], Coverage]:
+    """
+    Return every node with what it holds, those that only the broker remembers too.
+
+    Raises:
+        BrokerUnreachable: If the server stops answering on the way.
+    """
+    try:
+        remembered = keyspace.read(broker, max_keys=max_keys)[0].remembered
+        rows, held, _, coverage = workers.read(
+            broker, timeout_s=seconds(answer_within, "answer_within"), remembered=remembered
+        )
+    except Exception as error:
+        raise refused(error, broker.target.shown_broker) from error
+    return rows, held, coverage
+
+
+def reach(broker: Broker, *, answer_within: str = "1.5s") -> list[Coverage]:
+    """
+    Try every part that a target names, each by itself.
+
+    Raises:
+        BrokerUnreachable: If the server stops answering on the way.
+    """
+    try:
+        _, server_coverage = server.read(broker)
+        found, keys_coverage = keyspace.read(broker, max_keys=keyspace.STEP)
+        _, _, _, workers_coverage = workers.read(broker, timeout_s=seconds(answer_within, "answer_within"))
+        _, _, results_coverage = results.read(broker, found.results[:1], max_keys=keyspace.STEP)
+    except Exception as error:
+        raise refused(error, broker.target.shown_broker) from error
+    sampled = [
+        replace(
+            row, silent=0 if "max_keys" in row.note else row.silent, note="" if "max_keys" in row.note else row.note
+        )
+        for row in (keys_coverage, results_coverage)
+    ]
+    return [server_coverage, workers_coverage, *sampled]
+
+
 def unsettled(snapshot: Snapshot) -> frozenset[str] | bool:
     """
     Return what in a first look could be a passing state: a delivery, a retry, an answer on its way.
@@ -92,7 +157,13 @@ def idle_beside_work(snapshot: Reading) -> list[NodeInfo]:
 
 
 def _look(
-    broker: Broker, found: keyspace.Found, keys_coverage: Coverage, *, timeout_s: float, max_keys: int, max_messages: int
+    broker: Broker,
+    found: keyspace.Found,
+    keys_coverage: Coverage,
+    *,
+    timeout_s: float,
+    max_keys: int,
+    max_messages: int,
 ) -> Snapshot:
     """
     Read every source once, in this order: results, unacked, nodes, waiting.
@@ -114,6 +185,7 @@ def _look(
     visibility_s, source = _visibility(broker, nodes)
     return Snapshot(
         target=broker.target.name,
+        broker=broker.target.shown_broker,
         fingerprint=broker.fingerprint,
         taken_at=taken_at,
         server=info,
@@ -167,7 +239,10 @@ def _look_again(broker: Broker, found: keyspace.Found, first: Snapshot, *, timeo
         receivers=receivers,
         waiting=_each_once([*elsewhere, *again]),
         results=tuple(results.by_id(broker, sorted(unplaced)[:_MOST_RESULTS])),
-        queues=tuple(replace(queue, depth=depths[queue.name], consumers=_consumers(nodes).get(queue.name, ())) for queue in first.queues),
+        queues=tuple(
+            replace(queue, depth=depths[queue.name], consumers=_consumers(nodes).get(queue.name, ()))
+            for queue in first.queues
+        ),
         coverage=tuple(
             {"workers": workers_coverage, "unacked": unacked_coverage}.get(row.place, row) for row in first.coverage
         ),
@@ -197,7 +272,9 @@ def queue_names(broker: Broker, found: keyspace.Found, nodes: Sequence[NodeInfo]
         place = broker.keys.queue_of(key)
         if place and place[0] not in declared:
             undeclared[place[0]] = undeclared.get(place[0], False) or queues.looks_like_one(broker, key)
-    return declared | {name for name, is_one in undeclared.items() if is_one}, sorted(n for n, is_one in undeclared.items() if not is_one)
+    return declared | {name for name, is_one in undeclared.items() if is_one}, sorted(
+        n for n, is_one in undeclared.items() if not is_one
+    )
 
 
 def _consumers(nodes: Sequence[NodeInfo]) -> dict[str, tuple[str, ...]]:

@@ -95,5 +95,7 @@ def _find(broker: Broker, wanted: frozenset[str], *, timeout_s: float, max_keys:
             unacked_coverage,
             results.coverage_by_id(broker, len(wanted)),
         ),
-        visibility_timeout_s=min((node.visibility_timeout_s for node in nodes if node.visibility_timeout_s), default=3600.0),
+        visibility_timeout_s=min(
+            (node.visibility_timeout_s for node in nodes if node.visibility_timeout_s), default=3600.0
+        ),
     )

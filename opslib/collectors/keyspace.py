@@ -113,5 +113,7 @@ def _lists_among(broker: Broker, names: list[bytes]) -> list[str]:
             for name in page:
                 pipe.type(name)
             kinds = cast("list[bytes]", pipe.execute())
-        lists += [name.decode("utf-8", "surrogateescape") for name, kind in zip(page, kinds, strict=True) if kind == b"list"]
+        lists += [
+            name.decode("utf-8", "surrogateescape") for name, kind in zip(page, kinds, strict=True) if kind == b"list"
+        ]
     return lists

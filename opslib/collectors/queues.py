@@ -182,7 +182,11 @@ def scan(broker: Broker, listings: Sequence[Listing], *, watch: Iterable[str], m
 
 
 def matches(
-    broker: Broker, listings: Sequence[Listing], *, ids: frozenset[str] = frozenset(), hashes: AbstractSet[int] = frozenset()
+    broker: Broker,
+    listings: Sequence[Listing],
+    *,
+    ids: frozenset[str] = frozenset(),
+    hashes: AbstractSet[int] = frozenset(),
 ) -> Iterator[tuple[WaitingMessage, bytes]]:
     """Yield every waiting message with one of these ids, or (where only that is known) one of these hashes, and its bytes."""
     for listing in listings:
@@ -248,7 +252,9 @@ def _overlap(previous: Sequence[bytes], window: Sequence[bytes]) -> int:
     return shift if list(previous[-shift:]) == list(window[:shift]) else 0
 
 
-def infos(names: Iterable[str], listings: Sequence[Listing], result: Scan, consumers: Mapping[str, Sequence[str]]) -> list[QueueInfo]:
+def infos(
+    names: Iterable[str], listings: Sequence[Listing], result: Scan, consumers: Mapping[str, Sequence[str]]
+) -> list[QueueInfo]:
     """Return one row for every queue, deepest first."""
     rows = []
     for name in set(names):
@@ -288,7 +294,12 @@ def coverage(read: int, unread: int, strange: Mapping[str, str], not_queues: Seq
 
 def _row(found: Head, listing: Listing, position: int, raw: bytes) -> WaitingMessage:
     return WaitingMessage(
-        **head_fields(found), queue=listing.queue, key=listing.key, sha256=digest(raw), size_bytes=len(raw), position=position
+        **head_fields(found),
+        queue=listing.queue,
+        key=listing.key,
+        sha256=digest(raw),
+        size_bytes=len(raw),
+        position=position,
     )
 
 

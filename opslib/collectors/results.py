@@ -70,7 +70,11 @@ def read(broker: Broker, known: Sequence[bytes], *, max_keys: int) -> tuple[list
                 if state not in FINAL and len(rows) < _MOST_OPEN:
                     rows += _full(client, [key], broker.keys.result_root)
     except RedisError as error:
-        return rows, states, Coverage(place="results", seen=sum(states.values()), silent=1, note=f"It cannot be read: {error}.")
+        return (
+            rows,
+            states,
+            Coverage(place="results", seen=sum(states.values()), silent=1, note=f"It cannot be read: {error}."),
+        )
     open_count = sum(n for state, n in states.items() if state not in FINAL)
     silent += max(0, open_count - _MOST_OPEN)
     note = f"{silent:,} keys were not looked at; max_keys allows no more." if silent else ""
@@ -154,7 +158,9 @@ def _row(key: bytes, raw: bytes, size: int, expires_at: float | None, root: str)
     except (msgspec.DecodeError, RecursionError):
         head = _STATUS.match(raw[:_HEAD_BYTES])
         state = head.group(1).decode() if head else UNREADABLE
-        return StoredResult(task_id=task_id, key=name, state=state, expires_at=expires_at, sha256=digest(raw), size_bytes=size)
+        return StoredResult(
+            task_id=task_id, key=name, state=state, expires_at=expires_at, sha256=digest(raw), size_bytes=size
+        )
     value = found.result if isinstance(found.result, dict) else {}
     pid = value.get("pid")
     return StoredResult(

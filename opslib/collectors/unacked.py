@@ -18,7 +18,9 @@ _PAGE = 200
 _LARGEST_BYTES = 8 * 1024 * 1024
 
 
-def read(broker: Broker, bindings: Mapping[str, Sequence[Binding]], *, max_messages: int) -> tuple[list[UnackedMessage], list[UnreadableMessage], Coverage]:
+def read(
+    broker: Broker, bindings: Mapping[str, Sequence[Binding]], *, max_messages: int
+) -> tuple[list[UnackedMessage], list[UnreadableMessage], Coverage]:
     """
     Return what is delivered and not acknowledged: readable rows, unreadable ones, and the coverage.
 
@@ -56,7 +58,9 @@ def _indexed(broker: Broker, limit: int) -> dict[bytes, float | None]:
     scores: dict[bytes, float | None] = {}
     for start in range(0, limit, _PAGE * 5):
         stop = min(limit, start + _PAGE * 5) - 1
-        page = cast("list[tuple[bytes, float]]", broker.reads.zrange(broker.keys.unacked_index, start, stop, withscores=True))
+        page = cast(
+            "list[tuple[bytes, float]]", broker.reads.zrange(broker.keys.unacked_index, start, stop, withscores=True)
+        )
         scores.update((tag, float(score)) for tag, score in page)
         if len(page) < stop - start + 1:
             break
@@ -73,7 +77,9 @@ def _missing(broker: Broker, scores: Mapping[bytes, float | None], total: int) -
         return
     cursor = 0
     while True:
-        cursor, page = cast("tuple[int, dict[bytes, bytes]]", broker.reads.hscan(broker.keys.unacked, cursor, count=_PAGE))
+        cursor, page = cast(
+            "tuple[int, dict[bytes, bytes]]", broker.reads.hscan(broker.keys.unacked, cursor, count=_PAGE)
+        )
         yield from (tag for tag in page if tag not in scores)
         if cursor == 0:
             return

@@ -104,7 +104,12 @@ def read(
     nodes += [NodeInfo(name=name, answered=False) for name in absent]
     held = [task for name in sorted(complete) for task in _held(name, answers.replies)]
     silent = max(answers.receivers - len(complete), len(expected - complete))
-    return nodes, held, answers.receivers, Coverage(place="workers", seen=len(complete), silent=silent, note=_note(silent, absent, timeout_s))
+    return (
+        nodes,
+        held,
+        answers.receivers,
+        Coverage(place="workers", seen=len(complete), silent=silent, note=_note(silent, absent, timeout_s)),
+    )
 
 
 def _note(silent: int, absent: list[str], timeout_s: float) -> str:
@@ -138,7 +143,11 @@ def _node(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> NodeInfo:
 
 def _held(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> list[HeldTask]:
     """Return what one node holds; a timer entry that stands twice after a lost connection counts once (facts §2.2)."""
-    tasks = [_task(name, place, request) for place in ("active", "reserved") for request in _convert(replies[place][name], list[_Request]) or []]
+    tasks = [
+        _task(name, place, request)
+        for place in ("active", "reserved")
+        for request in _convert(replies[place][name], list[_Request]) or []
+    ]
     scheduled = {
         entry.request.id: _task(name, "scheduled", entry.request, eta_at=instant(entry.eta))
         for entry in _convert(replies["scheduled"][name], list[_Scheduled]) or []

@@ -38,7 +38,9 @@ def _empty(snapshot: Snapshot) -> Finding:
     elsewhere = ", ".join(f"{n} ({keys:,} keys)" for n, keys in server.other_databases.items())
     hints = []
     if snapshot.foreign_prefixes:
-        hints.append(f"Celery's keys stand under the prefix {', '.join(map(repr, snapshot.foreign_prefixes))}: set global_keyprefix.")
+        hints.append(
+            f"Celery's keys stand under the prefix {', '.join(map(repr, snapshot.foreign_prefixes))}: set global_keyprefix."
+        )
     if elsewhere:
         hints.append(f"Other databases of this server hold keys: {elsewhere}.")
     return Finding(
@@ -106,7 +108,9 @@ def _not_consuming(snapshot: Snapshot) -> Iterator[Finding]:
     if snapshot.earlier is None:
         return
     before = {node.name: node for node in snapshot.earlier.nodes if node.answered}
-    lying = {queue.name for queue in snapshot.earlier.queues if queue.depth} & {queue.name for queue in snapshot.queues if queue.depth}
+    lying = {queue.name for queue in snapshot.earlier.queues if queue.depth} & {
+        queue.name for queue in snapshot.queues if queue.depth
+    }
     busy = {task.node for reading in (snapshot, snapshot.earlier) for task in reading.held if task.place != "scheduled"}
     for node in snapshot.answering:
         beside = lying & set(node.queues)
@@ -117,6 +121,10 @@ def _not_consuming(snapshot: Snapshot) -> Iterator[Finding]:
                 severity=Severity.CRITICAL,
                 subject=node.name,
                 message=f"{node.name} is idle and takes nothing from {', '.join(sorted(beside))}, where messages wait.",
-                evidence={"accepted": node.accepted, "queues": sorted(beside), "connections_in_brpop": snapshot.server.consumers},
+                evidence={
+                    "accepted": node.accepted,
+                    "queues": sorted(beside),
+                    "connections_in_brpop": snapshot.server.consumers,
+                },
                 hint="A worker that lost its consumer after a connection error does this: restart it.",
             )

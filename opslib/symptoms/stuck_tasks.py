@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from opslib import plan as plans
 from opslib.durations import seconds, spell
-from opslib.facts import UNKNOWN_TASK, HeldTask, Message, Snapshot, StoredResult, UnackedMessage, UnreadableMessage, WaitingMessage
+from opslib.facts import (
+    UNKNOWN_TASK,
+    HeldTask,
+    Message,
+    Snapshot,
+    StoredResult,
+    UnackedMessage,
+    UnreadableMessage,
+    WaitingMessage,
+)
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Plan
 from opslib.symptoms import sight
@@ -46,7 +55,10 @@ class Thresholds:
             SettingsError: If a duration has no unit or is not above zero.
         """
         own = broker.target.thresholds
-        return cls(stuck_after_s=seconds(stuck_after or own.stuck_after, "stuck_after"), loop_after=loop_after or own.loop_after)
+        return cls(
+            stuck_after_s=seconds(stuck_after or own.stuck_after, "stuck_after"),
+            loop_after=loop_after or own.loop_after,
+        )
 
 
 def diagnose(snapshot: Snapshot, limits: Thresholds) -> list[Finding]:
@@ -161,7 +173,9 @@ def _orphans(view: _View) -> Iterator[Finding]:
 def _doubt(view: _View, message: UnackedMessage) -> str:
     """Return why an unheld message may have an owner after all; empty if nothing speaks for it."""
     snapshot = view.snapshot
-    if snapshot.silent_nodes or (snapshot.earlier and snapshot.earlier.receivers > sum(n.answered for n in snapshot.earlier.nodes)):
+    if snapshot.silent_nodes or (
+        snapshot.earlier and snapshot.earlier.receivers > sum(n.answered for n in snapshot.earlier.nodes)
+    ):
         return "a node that did not answer may hold it"
     if any(row.place == "workers" and row.silent for row in snapshot.coverage):
         return "not every expected node was asked"
@@ -181,7 +195,9 @@ def _orphan_message(ago: str, doubt: str, finished: StoredResult | None, due_s: 
         return f"Delivered {ago}, and no node that answered holds it; but {doubt}."
     if finished:
         return f"Delivered {ago} and held by no node, though its result says {finished.state}; it will run again within {spell(due_s)}."
-    return f"Delivered {ago} to a node that is gone; nothing will run it for another {spell(due_s)} unless it is restored."
+    return (
+        f"Delivered {ago} to a node that is gone; nothing will run it for another {spell(due_s)} unless it is restored."
+    )
 
 
 def _orphan_hint(message: UnackedMessage, *, finished: bool, doubt: str) -> str:
@@ -197,7 +213,9 @@ def _orphan_hint(message: UnackedMessage, *, finished: bool, doubt: str) -> str:
 def _retry_loops(view: _View, limits: Thresholds) -> Iterator[Finding]:
     loops: dict[str, Message] = {}
     for message in view.messages:
-        if message.retries >= limits.loop_after and message.retries >= getattr(loops.get(message.task_id), "retries", 0):
+        if message.retries >= limits.loop_after and message.retries >= getattr(
+            loops.get(message.task_id), "retries", 0
+        ):
             loops[message.task_id] = message
     for task_id, message in list(loops.items())[:_MOST_PER_CODE]:
         wait_s = None if message.eta_at is None else message.eta_at - view.now
@@ -208,7 +226,11 @@ def _retry_loops(view: _View, limits: Thresholds) -> Iterator[Finding]:
             subject=task_id,
             task=message.task,
             message=f"Retried {message.retries} times{then}; {limits.loop_after} count as a loop.",
-            evidence={"retries": message.retries, "queue": message.queue, "eta_in_s": None if wait_s is None else round(wait_s, 1)},
+            evidence={
+                "retries": message.retries,
+                "queue": message.queue,
+                "eta_in_s": None if wait_s is None else round(wait_s, 1),
+            },
             hint="Give the task max_retries and a backoff; until then it comes back for ever.",
         )
 
@@ -260,7 +282,9 @@ def _duplicates(view: _View) -> Iterator[Finding]:
             tasks[message.task_id] = message.task
     for waiting in view.snapshot.waiting:
         if waiting.task_id:
-            copies[waiting.task_id].append((waiting.delivery_tag, f"waiting in {waiting.queue} (priority {waiting.priority})"))
+            copies[waiting.task_id].append(
+                (waiting.delivery_tag, f"waiting in {waiting.queue} (priority {waiting.priority})")
+            )
             tasks[waiting.task_id] = waiting.task
     for task_id, places in copies.items():
         nodes = sorted({task.node for task in view.held.get(task_id, [])})
@@ -292,7 +316,12 @@ def _zombies(view: _View) -> Iterator[Finding]:
     if snapshot.earlier is None:
         return
     before = {result.task_id: result for result in snapshot.earlier.results}
-    placed = {message.task_id for message in view.messages} | {m.task_id for m in snapshot.earlier.unacked} | view.held_before | set(view.held)
+    placed = (
+        {message.task_id for message in view.messages}
+        | {m.task_id for m in snapshot.earlier.unacked}
+        | view.held_before
+        | set(view.held)
+    )
     blind = [row.place for row in snapshot.silent_places]
     for result in snapshot.results:
         same = before.get(result.task_id)
@@ -307,16 +336,28 @@ def _zombies(view: _View) -> Iterator[Finding]:
             task=result.task or UNKNOWN_TASK,
             message=(
                 f"Its result says {result.state}{f' on {result.node}' if result.node else ''}, "
-                + (f"but {', '.join(blind)} could not be seen whole." if blind else "but it is in no queue, not unacked, and no node holds it: it will never finish.")
+                + (
+                    f"but {', '.join(blind)} could not be seen whole."
+                    if blind
+                    else "but it is in no queue, not unacked, and no node holds it: it will never finish."
+                )
             ),
-            evidence={"state": result.state, "node": result.node, "pid": result.pid, "exception": result.exception, "queue": result.queue},
+            evidence={
+                "state": result.state,
+                "node": result.node,
+                "pid": result.pid,
+                "exception": result.exception,
+                "queue": result.queue,
+            },
             hint="Its worker died after an early acknowledgement; send the task again if its work is needed (acks_late keeps the message).",
         )
 
 
 def _unreadable(snapshot: Snapshot) -> Iterator[Finding]:
     for message in snapshot.unreadable[:_MOST_PER_CODE]:
-        where = f"{message.place} in {message.queue}" if message.place == "waiting" else f"unacked {message.delivery_tag}"
+        where = (
+            f"{message.place} in {message.queue}" if message.place == "waiting" else f"unacked {message.delivery_tag}"
+        )
         yield Finding(
             code="unreadable-message",
             severity=Severity.CRITICAL,
@@ -403,7 +444,12 @@ def _stop(snapshot: Snapshot, finding: Finding) -> Action:
         kind=Kind.STOP,
         subject=finding.subject,
         task=finding.task,
-        source=", ".join(sorted({m.queue if isinstance(m, WaitingMessage) else "unacked" for m in messages} | ({"active"} if running else set()))),
+        source=", ".join(
+            sorted(
+                {m.queue if isinstance(m, WaitingMessage) else "unacked" for m in messages}
+                | ({"active"} if running else set())
+            )
+        ),
         destination="quarantine",
         copies=tuple(_copy(message) for message in messages),
         node=running.node if running else "",

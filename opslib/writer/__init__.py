@@ -75,7 +75,9 @@ def _confirmed(plan: Plan) -> tuple[list[Action], list[Outcome]]:
     agreed = {(kind, subject) for kind, subject in json.loads(Path(path).read_text("utf-8"))}
     reason = "It was not in the plan that was confirmed; look at it and run again."
     late = [action for action in plan if (str(action.kind), action.subject) not in agreed]
-    return [action for action in plan if action not in late], [Outcome(action=a, status=Status.SKIPPED, reason=reason) for a in late]
+    return [action for action in plan if action not in late], [
+        Outcome(action=a, status=Status.SKIPPED, reason=reason) for a in late
+    ]
 
 
 def _identify(plan: Plan, broker: Broker) -> None:
@@ -84,16 +86,25 @@ def _identify(plan: Plan, broker: Broker) -> None:
     space = broker.keys
     now = f"{info.get('run_id', '')}/{info.get('master_replid', '')}/{space.database}/{space.prefix}"
     if info.get("role") != "master":
-        raise Refused(f"{broker.target.shown_broker} is a replica; changes belong on its master.", hint="Name the master, or a Sentinel.")
+        raise Refused(
+            f"{broker.target.shown_broker} is a replica; changes belong on its master.",
+            hint="Name the master, or a Sentinel.",
+        )
     if plan.fingerprint != now:
-        raise Refused("The server was restarted, failed over or is another one since the plan was made.", hint="Run the runbook again.")
+        raise Refused(
+            "The server was restarted, failed over or is another one since the plan was made.",
+            hint="Run the runbook again.",
+        )
 
 
 def _carry_out(actions: Sequence[Action], broker: Broker, mover: Mover, held: lock.Lock, run_id: str) -> list[Outcome]:
     """Stop first, for a stopped task must not be restored; then the moves. A failure ends its group, not the account of it."""
     quarantine = _Quarantine(broker, mover, run_id)
     groups = (
-        ([a for a in actions if a.kind is Kind.STOP], lambda some: stop(broker, some, quarantine.everything, held.renew)),
+        (
+            [a for a in actions if a.kind is Kind.STOP],
+            lambda some: stop(broker, some, quarantine.everything, held.renew),
+        ),
         ([a for a in actions if a.kind is Kind.RESTORE], lambda some: _restore(some, broker, mover)),
         ([a for a in actions if a.kind is Kind.QUARANTINE], quarantine.unreadable),
     )
@@ -115,7 +126,9 @@ def _restore(actions: Sequence[Action], broker: Broker, mover: Mover) -> list[Ou
         copy = action.copies[0]
         raw = cast("bytes | None", broker.writes.hget(broker.keys.unacked, _name(copy.delivery_tag)))
         if raw is None or digest(raw) != copy.sha256:
-            outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT[GONE if raw is None else CHANGED]))
+            outcomes.append(
+                Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT[GONE if raw is None else CHANGED])
+            )
             continue
         try:
             written = restored(raw, str(uuid.uuid4()))
@@ -134,7 +147,11 @@ def _restore(actions: Sequence[Action], broker: Broker, mover: Mover) -> list[Ou
             written=written,
         )
     letters = dict(zip(moves, mover.move(list(moves.values())), strict=True))
-    return outcomes + [_of_letter(action, letters[action.id], f"Back in {action.destination}.") for action in actions if action.id in letters]
+    return outcomes + [
+        _of_letter(action, letters[action.id], f"Back in {action.destination}.")
+        for action in actions
+        if action.id in letters
+    ]
 
 
 class _Quarantine:
@@ -145,10 +162,15 @@ class _Quarantine:
 
     def everything(self, seen: Whereabouts) -> dict[str, int]:
         """Move every message of what was found; answer how many by task id."""
-        found = [(m.task_id, self._unacked_move(m.task_id, m.queue, m.delivery_tag, m.delivered_at)) for m in seen.unacked]
+        found = [
+            (m.task_id, self._unacked_move(m.task_id, m.queue, m.delivery_tag, m.delivered_at)) for m in seen.unacked
+        ]
         if seen.waiting:
             listings, _ = queues.lists(self._broker, {m.queue for m in seen.waiting})
-            found += [(row.task_id, self._list_move(row.task_id, row.queue, row.key, raw)) for row, raw in queues.matches(self._broker, listings, ids=seen.ids)]
+            found += [
+                (row.task_id, self._list_move(row.task_id, row.queue, row.key, raw))
+                for row, raw in queues.matches(self._broker, listings, ids=seen.ids)
+            ]
         moves = [(task_id, move) for task_id, move in found if move]
         letters = self._mover.move([move for _, move in moves])
         return dict(Counter(task_id for (task_id, _), letter in zip(moves, letters, strict=True) if letter == MOVED))
@@ -164,13 +186,21 @@ class _Quarantine:
             else:
                 outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT[GONE]))
         letters = dict(zip(moves, self._mover.move(list(moves.values())), strict=True))
-        return outcomes + [_of_letter(a, letters[a.id], f"Kept in {moves[a.id].destination}.") for a in actions if a.id in letters]
+        return outcomes + [
+            _of_letter(a, letters[a.id], f"Kept in {moves[a.id].destination}.") for a in actions if a.id in letters
+        ]
 
     def _unreadable_move(self, action: Action, copy: Copy) -> Move | None:
         if copy.place == "unacked":
             return self._unacked_move(action.subject, copy.queue, copy.delivery_tag, copy.score)
         listings, _ = queues.lists(self._broker, [copy.queue])
-        same = (raw for each in listings if each.key == copy.key for _, raw in queues.stream(self._broker, each) if digest(raw) == copy.sha256)
+        same = (
+            raw
+            for each in listings
+            if each.key == copy.key
+            for _, raw in queues.stream(self._broker, each)
+            if digest(raw) == copy.sha256
+        )
         raw = next(same, None)
         return self._list_move(action.subject, copy.queue, copy.key, raw) if raw is not None else None
 

@@ -86,4 +86,6 @@ def _describe(holder: bytes) -> str:
         found = json.loads(holder)
     except ValueError:
         return "a lock of unknown shape"
-    return redact.plain(f"{found.get('run')} by {found.get('who')} on {found.get('host')}, since {found.get('started')}")
+    return redact.plain(
+        f"{found.get('run')} by {found.get('who')} on {found.get('host')}, since {found.get('started')}"
+    )

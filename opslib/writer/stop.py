@@ -1,4 +1,5 @@
-"""Tasks to stop → revoked on every node, ended where a pool can, every copy quarantined, and proven twice.
+"""
+Tasks to stop → revoked on every node, ended where a pool can, every copy quarantined, and proven twice.
 
 A revoke lives in the memory of the workers that heard it (facts §4.4); the message is what brings a task back after
 a worker's death. So both are taken away, in the order of facts §4.5.
@@ -37,7 +38,12 @@ class _Progress:
     unheard: str = ""
 
 
-def stop(broker: Broker, actions: Sequence[Action], quarantine: Callable[[Whereabouts], dict[str, int]], still_mine: Callable[[], bool]) -> list[Outcome]:
+def stop(
+    broker: Broker,
+    actions: Sequence[Action],
+    quarantine: Callable[[Whereabouts], dict[str, int]],
+    still_mine: Callable[[], bool],
+) -> list[Outcome]:
     """
     Stop tasks for good and say how far that is proven.
 
@@ -47,7 +53,10 @@ def stop(broker: Broker, actions: Sequence[Action], quarantine: Callable[[Wherea
         still_mine: Renews the lock; nothing is ordered once it is lost.
     """
     if not actions or not still_mine():
-        return [Outcome(action=action, status=Status.FAILED, reason="The lock was lost before it was begun.") for action in actions]
+        return [
+            Outcome(action=action, status=Status.FAILED, reason="The lock was lost before it was begun.")
+            for action in actions
+        ]
     todo = {action.subject: _Progress(action=action) for action in actions}
     _revoke(broker, todo)
     for progress in todo.values():
@@ -79,7 +88,9 @@ def _terminate(broker: Broker, progress: _Progress) -> None:
     action = progress.action
     for signal in _SIGNALS:
         arguments = {"task_id": action.subject, "terminate": True, "signal": signal}
-        pidbox.order(broker, pidbox.Call(method="revoke", arguments=arguments, destination=(action.node,)), timeout_s=_ANSWER_S)
+        pidbox.order(
+            broker, pidbox.Call(method="revoke", arguments=arguments, destination=(action.node,)), timeout_s=_ANSWER_S
+        )
         progress.steps.append(f"{signal} sent on {action.node}")
         if _has_ended(broker, action):
             progress.steps.append("it ended")
@@ -99,7 +110,9 @@ def _has_ended(broker: Broker, action: Action) -> bool:
     return False
 
 
-def _round(broker: Broker, todo: dict[str, _Progress], ids: Sequence[str], quarantine: Callable[[Whereabouts], dict[str, int]]) -> None:
+def _round(
+    broker: Broker, todo: dict[str, _Progress], ids: Sequence[str], quarantine: Callable[[Whereabouts], dict[str, int]]
+) -> None:
     """Look everywhere once more; what is found is quarantined, what is not found twice running is proven clean."""
     seen = find(broker, ids)
     moved = quarantine(seen)
@@ -120,5 +133,12 @@ def _outcome(progress: _Progress) -> Outcome:
             reason = f"It still runs on {progress.action.node}, whose pool cannot end it; restart that node. It will not come back."
         return Outcome(action=progress.action, status=Status.FAILED, reason=reason, steps=tuple(steps))
     if progress.unheard:
-        return Outcome(action=progress.action, status=Status.FAILED, reason=f"Not proven: {progress.unheard}.", steps=tuple(steps))
-    return Outcome(action=progress.action, status=Status.APPLIED, reason="Found nowhere, twice.", steps=(*steps, "found nowhere, twice"))
+        return Outcome(
+            action=progress.action, status=Status.FAILED, reason=f"Not proven: {progress.unheard}.", steps=tuple(steps)
+        )
+    return Outcome(
+        action=progress.action,
+        status=Status.APPLIED,
+        reason="Found nowhere, twice.",
+        steps=(*steps, "found nowhere, twice"),
+    )

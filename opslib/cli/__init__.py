@@ -1,0 +1,71 @@
+"""The words on the command line → a call, and its exit code: one file for each noun."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from opslib import __version__
+from opslib.cli import config, demo, find, output, queues, reports, runbooks, tasks, workers
+from opslib.errors import Exit, OpsError
+
+
+class Commands(TyperGroup):
+    """The one place where an error becomes a sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - what the library hands through
+        """Run a command; end with the error's own exit code."""
+        try:
+            return super().invoke(ctx)
+        except OpsError as error:
+            output.problem(error)
+            raise typer.Exit(int(error.exit_code)) from None
+        except KeyboardInterrupt:
+            output.say("Interrupted.")
+            raise typer.Exit(int(Exit.INTERRUPTED)) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if output.is_usage_error(error) or "-v" in sys.argv or "--verbose" in sys.argv:
+                raise
+            output.defect(error)
+            raise typer.Exit(int(Exit.FAILED)) from None
+
+
+app = typer.Typer(
+    name="ops",
+    cls=Commands,
+    help="Executable runbooks for Celery on Redis: look, judge, plan, apply, verify, and keep the report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Executable runbooks for Celery on Redis."""
+    if version:
+        typer.echo(f"opslib {__version__}")
+        raise typer.Exit
+
+
+runbooks.register(app)
+find.register(app)
+tasks.register(app)
+queues.register(app)
+workers.register(app)
+app.add_typer(reports.app, name="reports")
+app.add_typer(config.app, name="config")
+app.add_typer(demo.app, name="demo")
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="ops")

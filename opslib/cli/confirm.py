@@ -1,0 +1,83 @@
+"""A plan that waits → a person's typed yes, or a refusal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opslib.errors import BadParameter, Refused
+
+if TYPE_CHECKING:
+    from opslib.records import RunRecord
+
+FILE = "confirmed.json"
+
+
+def pairs(given: Sequence[str]) -> dict[str, str]:
+    """
+    Return `name=value` texts as a dict.
+
+    Raises:
+        BadParameter: If one has no name or no equals sign, or a name stands twice.
+    """
+    values: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise BadParameter(f"{text!r} is not NAME=VALUE.", hint="Write for instance -p stuck_after=90m.")
+        if name.strip() in values:
+            raise BadParameter(f"Parameter {name.strip()} is given twice.")
+        values[name.strip()] = value
+    return values
+
+
+def permitted(target: str, *, protected: bool, yes: bool, confirmed: str) -> None:
+    """
+    Refuse a change that nobody could confirm, before anything is started.
+
+    Raises:
+        Refused: If there is no terminal to ask on and no `--yes`, or a protected target was not named.
+    """
+    if confirmed and confirmed != target:
+        raise Refused(f"--confirm says {confirmed!r}; the target is {target!r}. Nothing was changed.")
+    if protected and yes and not confirmed:
+        raise Refused(f"{target} is protected. Nothing was changed.", hint=f"Add --confirm {target}.")
+    if not yes and not sys.stdin.isatty():
+        raise Refused(
+            "There is no terminal to ask on. Nothing was changed.",
+            hint="Add --yes once the plan of a dry run has been read.",
+        )
+
+
+def phrase(record: RunRecord) -> str:
+    """Return what has to be typed: target, verb and count, so that no habit answers for a person."""
+    return f"{record.target} apply {len(_actions(record))}"
+
+
+def ask(record: RunRecord) -> bool:
+    """Ask for the phrase; anything else is a no."""
+    from opslib.cli import output
+
+    wanted = phrase(record)
+    output.say(f"To carry this out, type: {wanted}")
+    try:
+        return input("> ").strip() == wanted
+    except EOFError:
+        return False
+
+
+def keep(record: RunRecord, folder: Path) -> str:
+    """Write down what was confirmed, so that the run that applies does this and nothing else; return the path."""
+    from opslib.records import write_atomically
+
+    path = folder / FILE
+    write_atomically(path, json.dumps([[action["kind"], action["subject"]] for action in _actions(record)]).encode())
+    return str(path)
+
+
+def _actions(record: RunRecord) -> list[dict[str, str]]:
+    actions = record.plan.get("actions", [])
+    return actions if isinstance(actions, list) else []

@@ -1,0 +1,30 @@
+"""The options that mean the same everywhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How a command prints its data."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+    IDS = "ids"
+
+
+Target = Annotated[str, typer.Option("--target", "-T", metavar="NAME", help="Deployment in ops.toml, or demo.")]
+EnvFile = Annotated[str, typer.Option("--env-file", metavar="FILE", help="Read variables from here instead of .env.")]
+Output = Annotated[Format, typer.Option("--output", "-o", help="Form of the data on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="The same as -o json.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of a defect.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Show at most so many rows.")]
+Timeout = Annotated[str, typer.Option("--timeout", "-t", metavar="TIME", help="How long a silent node is waited for.")]
+
+TIMEOUT = "1.5s"
+LIMIT = 200

@@ -1,0 +1,188 @@
+"""ops list, ops show, ops run: the runbooks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from opslib.cli import confirm, options, output, progress
+from opslib.errors import BadParameter
+
+if TYPE_CHECKING:
+    from opslib.catalog import Runbook, Value
+    from opslib.run import RunResult
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A runbook; `ops list` shows them.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(name="list")(list_)
+    app.command()(show)
+    app.command()(run)
+
+
+def list_(
+    output_form: options.Output = options.Format.TABLE, as_json: options.Json = False, verbose: options.Verbose = False
+) -> None:
+    """
+    List the runbooks by symptom.
+
+    Example: ops list
+    """
+    del verbose
+    from opslib import catalog
+    from opslib.render import listings
+
+    rows = catalog.everything()
+    output.emit(
+        rows,
+        output.form(output_form, as_json=as_json),
+        table=lambda: listings.runbooks(rows),
+        ids=lambda row: str(row.name),
+    )
+
+
+def show(
+    name: Name,
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Show what a runbook is for, its parameters, and what it changes.
+
+    Example: ops show stuck-tasks
+    """
+    del verbose
+    from opslib import catalog
+    from opslib.render import listings
+
+    runbook = catalog.find(name)
+    if output.form(output_form, as_json=as_json) is options.Format.TABLE:
+        output.show(*listings.runbook(runbook))
+    else:
+        output.document(runbook)
+
+
+def run(
+    name: Name,
+    parameter: Annotated[
+        list[str], typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")
+    ] = [],  # noqa: B006 - how Typer spells it
+    target: options.Target = "",
+    apply: Annotated[bool, typer.Option("--apply", help="Carry the plan out, instead of only showing it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing: the default.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --apply: do not ask.")] = False,
+    confirmed: Annotated[
+        str, typer.Option("--confirm", metavar="TARGET", help="With --apply on a protected target: its name.")
+    ] = "",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the record and the audit.")] = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Run a runbook headless and keep its report; nothing is changed without --apply.
+
+    Example: ops run stuck-tasks --target prod -p stuck_after=90m
+    """
+    del verbose
+    from opslib import catalog
+
+    if apply and dry_run:
+        raise BadParameter("--apply and --dry-run exclude each other.")
+    runbook = catalog.find(name)
+    values = catalog.convert(runbook, confirm.pairs(parameter))
+    if "dry_run" in values:
+        apply = apply or not values.pop("dry_run")
+    form = output.form(output_form, as_json=as_json)
+    with _prepared(target, env_file, quiet=quiet) as chosen:
+        if target or "target" in {p.name for p in runbook.parameters}:
+            values = {**values, "target": chosen}
+        if not apply:
+            result = _run(runbook, {**values, "dry_run": True}, chosen, reason, quiet=quiet)
+        else:
+            result = _applied(runbook, values, chosen, reason, yes=yes, confirmed=confirmed, quiet=quiet)
+    _conclude(result, form)
+
+
+@contextlib.contextmanager
+def _prepared(target: str, env_file: str, *, quiet: bool) -> Iterator[str]:
+    """Find the target before a kernel starts, so that a typo costs nothing; the demo is started if it is not running."""
+    from opslib import settings
+
+    if env_file:
+        os.environ["OPS_ENV_FILE"] = os.path.abspath(env_file)
+    wanted = target or os.environ.get("OPS_TARGET", "")
+    if wanted == settings.DEMO:
+        from opslib import demo
+
+        with demo.ensure(say=None if quiet else output.say) as running:
+            os.environ["OPS_DEMO_DIR"] = str(running.folder)
+            yield wanted
+        return
+    chosen = settings.load(target)
+    for warning in chosen.warnings:
+        output.say(f"Warning: {warning}")
+    yield chosen.name
+
+
+def _run(
+    runbook: Runbook, values: dict[str, Value], target: str, reason: str, *, quiet: bool, confirmed: str = ""
+) -> RunResult:
+    from opslib import run as runner
+
+    with progress.shown(quiet=quiet) as say:
+        return runner.run(runbook, values, target=target, reason=reason, confirmed=confirmed, say=say)
+
+
+def _applied(
+    runbook: Runbook, values: dict[str, Value], target: str, reason: str, *, yes: bool, confirmed: str, quiet: bool
+) -> RunResult:
+    """Carry out a plan: at once with --yes; otherwise look first, show the plan, and ask."""
+    from opslib import settings
+
+    confirm.permitted(target, protected=settings.load(target).protected, yes=yes, confirmed=confirmed)
+    if yes:
+        return _run(runbook, {**values, "dry_run": False}, target, reason, quiet=quiet)
+    looked = _run(runbook, {**values, "dry_run": True}, target, reason, quiet=quiet)
+    if looked.record.error or not looked.record.plan.get("actions"):
+        return looked
+    output.show(*_summary(looked))
+    if not confirm.ask(looked.record):
+        output.say("That is not it. Nothing was changed.")
+        return looked
+    return _run(
+        runbook,
+        {**values, "dry_run": False},
+        target,
+        reason,
+        quiet=quiet,
+        confirmed=confirm.keep(looked.record, looked.folder),
+    )
+
+
+def _summary(result: RunResult) -> tuple[object, ...]:
+    from opslib.render import summary
+
+    return summary.of_run(result.record, str(os.path.relpath(result.report)) if result.report else "")
+
+
+def _conclude(result: RunResult, form: options.Format) -> None:
+    """Print what the run came to, and end with its exit code."""
+    if form is options.Format.TABLE:
+        output.show(*_summary(result))
+    elif form is options.Format.IDS:
+        output.emit(result.record.remaining, form, table=lambda: "", ids=lambda row: str(row["subject"]))
+    else:
+        output.document(result.record)
+    sys.stdout.flush()
+    raise typer.Exit(int(result.exit_code))

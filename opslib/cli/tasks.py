@@ -1,0 +1,91 @@
+"""ops tasks: the tasks in flight, by where they are."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opslib.cli import options, output
+
+if TYPE_CHECKING:
+    from opslib.facts import Snapshot
+
+
+class State(StrEnum):
+    """A place, or a question about several of them."""
+
+    ACTIVE = "active"
+    RESERVED = "reserved"
+    SCHEDULED = "scheduled"
+    RETRYING = "retrying"
+    WAITING = "waiting"
+    UNACKED = "unacked"
+    STUCK = "stuck"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(name="tasks")(tasks)
+
+
+def tasks(
+    state: Annotated[State, typer.Option("--state", help="Which tasks.")] = State.ACTIVE,
+    name: Annotated[str, typer.Option("--task", metavar="GLOB", help="Only tasks of this name.")] = "*",
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="TIME", help="Only active or unacked for so long, such as 3h.")
+    ] = "",
+    limit: options.Limit = options.LIMIT,
+    target: options.Target = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    timeout: options.Timeout = options.TIMEOUT,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    List tasks in flight.
+
+    Waiting lists are sampled here: the most retried and the latest ETAs; `ops queues` counts them all.
+
+    Example: ops tasks --state retrying --target prod
+    """
+    del verbose
+    from opslib.collectors import collect
+    from opslib.durations import seconds
+    from opslib.render import listings
+
+    longer_s = seconds(older_than, "--older-than") if older_than else 0.0
+    snapshot = collect(output.open_broker(target, env_file), answer_within=timeout)
+    rows = [row for row in _rows(snapshot, state) if fnmatchcase(getattr(row, "task", ""), name)]
+    rows = [row for row in rows if not longer_s or (_age_s(row, snapshot) or 0.0) >= longer_s]
+    form = output.form(output_form, as_json=as_json)
+    output.emit(rows[:limit], form, table=lambda: listings.tasks(rows[:limit], snapshot), ids=_id)
+    if len(rows) > limit:
+        output.say(f"{len(rows) - limit:,} more; --limit shows them.")
+    output.blind(snapshot.coverage)
+
+
+def _rows(snapshot: Snapshot, state: State) -> list[Any]:
+    if state in {State.ACTIVE, State.RESERVED, State.SCHEDULED}:
+        return [task for task in snapshot.held if task.place == state]
+    if state is State.UNACKED:
+        return list(snapshot.unacked)
+    if state is State.WAITING:
+        return list(snapshot.waiting)
+    if state is State.RETRYING:
+        return [message for message in (*snapshot.unacked, *snapshot.waiting) if message.retries]
+    from opslib.symptoms import stuck_tasks
+
+    return stuck_tasks.diagnose(snapshot, stuck_tasks.Thresholds())
+
+
+def _age_s(row: object, snapshot: Snapshot) -> float | None:
+    since = getattr(row, "started_at", None) or getattr(row, "delivered_at", None)
+    return None if since is None else snapshot.taken_at.timestamp() - since
+
+
+def _id(row: object) -> str:
+    return str(getattr(row, "task_id", "") or getattr(row, "subject", ""))

@@ -1,0 +1,455 @@
+"""A snapshot → one picture of every task in flight, by age and place, as an SVG that is the same bytes for the same facts."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from opslib import redact
+from opslib.render.words import age, clock, plural, shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from opslib.facts import HeldTask, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """
+    A picture and the sentence that says what is seen in it.
+    """
+
+    svg: str
+    alt: str
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"image/svg+xml": self.svg, "text/plain": self.alt}
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+    def __str__(self) -> str:
+        return self.alt
+
+
+def ages(snapshot: Snapshot, *, stuck_after_s: float) -> Chart:
+    """
+    Draw every task in flight by its age and place.
+
+    A task is drawn once, where it is: running, reserved, scheduled, or delivered and held by no node that answered.
+    Age counts from delivery, of a running task from its start. Waiting messages have no age: Redis keeps no date with a list.
+    A task is named in the picture if no node holds it, if it runs for longer than `stuck_after_s`, or if its ETA lies
+    beyond the visibility timeout, so that it will be delivered again before it starts.
+    """
+    lanes = _lanes(snapshot, stuck_after_s)
+    limits = [
+        Limit(stuck_after_s, f"stuck after {age(stuck_after_s)}"),
+        Limit(snapshot.visibility_timeout_s, f"visibility timeout {age(snapshot.visibility_timeout_s)}"),
+    ]
+    known = [limit for limit in limits if math.isfinite(limit.at_s) and limit.at_s > 0]
+    return Chart(_draw(lanes, known, _waiting(snapshot), clock(snapshot.taken_at)), _alt(lanes, snapshot, stuck_after_s))
+
+
+def from_figure(figure: Figure, alt: str = "A picture without a description.") -> Chart:
+    """Return a matplotlib figure as a chart."""
+    return Chart(_svg(figure), alt)
+
+
+# --- what is drawn ---
+
+#: Lanes from the top, the most alarming first; colours by Okabe and Ito, safe for colour-blind eyes.
+COLOURS = {"ownerless": "#D55E00", "active": "#0072B2", "reserved": "#56B4E9", "scheduled": "#009E73"}
+NAMES = {"ownerless": "held by no node", "active": "running", "reserved": "reserved", "scheduled": "scheduled"}
+#: Tasks named in one picture; more would hide what they name.
+NAMED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """
+    One task.
+
+    Attributes:
+        due_s: The age that it will have at its ETA; None without one.
+
+        alarming: Whether it stands out.
+    """
+
+    task: str
+    task_id: str
+    age_s: float
+    due_s: float | None = None
+    alarming: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its id, shortened, and its age; with the ETA where it has one."""
+        due = f", due at {age(self.due_s)}" if self.due_s is not None else ""
+        return f"{shown(self.task_id)[:8]} · {age(self.age_s)}{due}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """
+    A vertical line.
+    """
+
+    at_s: float
+    text: str
+
+
+@dataclass(slots=True)
+class Lane:
+    """
+    The tasks of one place, the oldest first.
+
+    Attributes:
+        named: Those that get a line of their own, with their name.
+
+        undated: How many have no known age and are not drawn.
+    """
+
+    place: str
+    points: list[Point] = field(default_factory=list)
+    named: list[Point] = field(default_factory=list)
+    undated: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many tasks it has, drawn or not."""
+        return len(self.points) + self.undated
+
+    @property
+    def crowd(self) -> list[Point]:
+        """The tasks without a line of their own."""
+        named = set(map(id, self.named))
+        return [point for point in self.points if id(point) not in named]
+
+
+def _lanes(snapshot: Snapshot, stuck_after_s: float) -> list[Lane]:
+    lanes = {place: Lane(place) for place in COLOURS}
+    now, delivered = snapshot.taken_at.timestamp(), {row.task_id: row.delivered_at for row in snapshot.unacked}
+    for task in snapshot.held:
+        lane = lanes.get(task.place, lanes["reserved"])
+        _add(lane, _held_point(task, delivered.get(task.task_id), now, stuck_after_s, snapshot.visibility_timeout_s))
+    held = {task.task_id for task in snapshot.held}
+    for message in snapshot.unacked:
+        if message.task_id not in held:
+            _add(lanes["ownerless"], _point(message.task, message.task_id, _since(message.delivered_at, now), alarming=True))
+    for lane in lanes.values():
+        lane.points.sort(key=lambda point: (-point.age_s, point.task, point.task_id))
+    _name(lanes.values())
+    return [lane for lane in lanes.values() if lane.size]
+
+
+def _held_point(task: HeldTask, delivered_at: float | None, now: float, stuck_after_s: float, visibility_s: float) -> Point | None:
+    start = task.started_at if task.place == "active" and task.started_at is not None else delivered_at
+    age_s, due_s = _since(start, now), None
+    if task.place == "scheduled" and age_s is not None and task.eta_at is not None and math.isfinite(task.eta_at):
+        due_s = max(age_s, age_s + task.eta_at - now)
+    alarming = (due_s or 0.0) > visibility_s or (task.place == "active" and age_s is not None and age_s > stuck_after_s)
+    return _point(task.task, task.task_id, age_s, due_s=due_s, alarming=alarming)
+
+
+def _since(at: float | None, now: float) -> float | None:
+    return now - at if at is not None and math.isfinite(at) else None
+
+
+def _point(task: str, task_id: str, age_s: float | None, *, due_s: float | None = None, alarming: bool) -> Point | None:
+    return None if age_s is None else Point(task, task_id, age_s, due_s, alarming)
+
+
+def _add(lane: Lane, point: Point | None) -> None:
+    if point is None:
+        lane.undated += 1
+    else:
+        lane.points.append(point)
+
+
+def _name(lanes: Iterable[Lane]) -> None:
+    """Share the names out lane by lane in turn, so that a thousand ownerless messages do not hide one stuck task."""
+    queues = [(lane, iter([point for point in lane.points if point.alarming])) for lane in lanes]
+    left = NAMED
+    while left and queues:
+        for lane, points in list(queues):
+            point = next(points, None)
+            if point is None:
+                queues.remove((lane, points))
+            elif left:
+                lane.named.append(point)
+                left -= 1
+
+
+def _waiting(snapshot: Snapshot) -> str:
+    depths = Counter({queue.name: queue.depth for queue in snapshot.queues if queue.depth > 0})
+    if not depths:
+        return "none"
+    most = ", ".join(f"{shown(name, 40)} {depth:,}" for name, depth in depths.most_common(4))
+    more = f", {plural(len(depths) - 4, 'more queue')}" if len(depths) > 4 else ""
+    return f"{depths.total():,} ({most}{more}); Redis does not record since when"
+
+
+def _alt(lanes: Sequence[Lane], snapshot: Snapshot, stuck_after_s: float) -> str:
+    parts = [f"{lane.size:,} {NAMES[lane.place]}{_oldest(lane)}" for lane in lanes] or ["none"]
+    alarming = sum(point.alarming for lane in lanes for point in lane.points)
+    stand_out = f" {plural(alarming, 'task')} stand{'s' * (alarming == 1)} out; stuck means longer than {age(stuck_after_s)}."
+    return f"Tasks in flight, by age: {', '.join(parts)}.{stand_out if lanes else ''} Waiting: {_waiting(snapshot)}."
+
+
+def _oldest(lane: Lane) -> str:
+    return f" (the oldest for {age(lane.points[0].age_s)})" if lane.points else " (of unknown age)"
+
+
+# --- how it is drawn: everything in points, from the top left ---
+
+WIDTH, LEFT, RIGHT = 680.0, 128.0, 668.0
+HEAD, LANE, ROW, FOOT = 54.0, 38.0, 15.0, 40.0
+DOT, PITCH, TALLEST = 3.0, 6.4, 6
+INK, QUIET, RULE, ALARM = "#1b1f24", "#57606a", "#d5d9de", "#a40e26"
+TICKS = (1, 10, 60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400, 365 * 86400, 3650 * 86400)
+TICK_NAMES = ("1 s", "10 s", "1 min", "10 min", "1 h", "6 h", "1 d", "7 d", "30 d", "1 y", "10 y")
+#: Figures come out of matplotlib in DejaVu; the reader's own typeface is narrower, so nothing outgrows its place.
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+#: A white rim keeps a text legible where a line passes behind it.
+_RULES = "*{stroke-linejoin"
+_HALO = "text{paint-order:stroke;stroke:#fff;stroke-width:3px;font-variant-numeric:tabular-nums}"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "opslib",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "text.parse_math": False,
+    "text.usetex": False,
+    "path.simplify": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """
+    Ages → places on a logarithmic axis, ends included.
+    """
+
+    low_s: float
+    high_s: float
+
+    def __call__(self, age_s: float) -> float:
+        within = min(max(age_s, self.low_s), self.high_s)
+        share = math.log(within / self.low_s) / math.log(self.high_s / self.low_s)
+        return LEFT + share * (RIGHT - LEFT)
+
+
+def _scale(lanes: Sequence[Lane], limits: Sequence[Limit]) -> Scale:
+    """Choose the ends so that every age, every ETA and every limit lies within, with air on both sides."""
+    seen = [value for lane in lanes for point in lane.points for value in (point.age_s, point.due_s) if value is not None]
+    seen += [limit.at_s for limit in limits]
+    inside = [min(max(value, 1.0), float(TICKS[-1])) for value in seen] or [1.0, 3600.0]
+    low = max((tick for tick in TICKS if tick <= min(inside) / 1.2), default=1)
+    return Scale(float(low), max(max(inside) * 2.0, low * 100.0))
+
+
+def _draw(lanes: Sequence[Lane], limits: Sequence[Limit], waiting: str, when: str) -> str:
+    scale = _scale(lanes, limits)
+    strips = [_strip(lane, scale) for lane in lanes]
+    heights = [max(LANE, strip.height + ROW * len(lane.named) + 14.0) for lane, strip in zip(lanes, strips, strict=True)]
+    bottom = HEAD + (sum(heights) if lanes else 30.0)
+    pen = Pen(bottom + FOOT + 22.0)
+    pen.text(0, 14, "Tasks in flight, by age", weight="bold", size=11)
+    pen.text(WIDTH, 14, when, colour=QUIET, ha="right")
+    _axis(pen, scale, limits, bottom, due=any(point.due_s is not None for lane in lanes for point in lane.named))
+    top = HEAD
+    for lane, strip, height in zip(lanes, strips, heights, strict=True):
+        _lane(pen, lane, strip, scale, top, height)
+        top += height
+    if not lanes:
+        pen.text(LEFT + 8, HEAD + 18, "Nothing is in flight.", colour=QUIET)
+    pen.text(0, bottom + FOOT + 10, "waiting", weight="bold")
+    pen.text(LEFT, bottom + FOOT + 10, waiting, colour=QUIET)
+    return pen.svg()
+
+
+def _axis(pen: Pen, scale: Scale, limits: Sequence[Limit], bottom: float, *, due: bool) -> None:
+    for tick, name in zip(TICKS, TICK_NAMES, strict=True):
+        if scale.low_s <= tick <= scale.high_s:
+            pen.line([scale(tick)] * 2, [HEAD, bottom], RULE, 0.6)
+            pen.text(scale(tick), bottom + 13, name, colour=QUIET, ha="center")
+    pen.line([LEFT, RIGHT], [bottom, bottom], QUIET, 0.8)
+    legend = "; a line ends where its ETA is" if due else ""
+    pen.text(LEFT, bottom + 27, f"age since delivery, of a running task since its start{legend}", colour=QUIET, size=8)
+    for row, limit in enumerate(sorted(limits, key=lambda limit: -limit.at_s)):
+        # The earlier limit writes to its left and below, so that neither line crosses the other's text.
+        x, y = scale(limit.at_s), 32.0 + 12.0 * row
+        left = row or x > RIGHT - 120
+        pen.line([x, x], [y - 7, bottom], INK, 0.9, dashes=(0, (4, 3)))
+        pen.text(x - 5 if left else x + 5, y, limit.text, size=8.5, ha="right" if left else "left")
+
+
+def _lane(pen: Pen, lane: Lane, strip: Strip, scale: Scale, top: float, height: float) -> None:
+    colour = COLOURS[lane.place]
+    pen.text(0, top + 16, NAMES[lane.place], weight="bold")
+    pen.text(0, top + 28, _figures(lane), colour=QUIET, size=8.5)
+    pen.line([0, RIGHT], [top + height] * 2, RULE, 0.6)
+    for row, point in enumerate(lane.named):
+        _named(pen, point, scale, top + 13 + ROW * row, colour)
+    strip.draw(pen, top + 7 + ROW * len(lane.named) + strip.height, colour)
+
+
+def _figures(lane: Lane) -> str:
+    alarming = sum(point.alarming for point in lane.points)
+    more = f", {len(lane.named)} named" if alarming > len(lane.named) else ""
+    undated = f", {lane.undated:,} undated" if lane.undated else ""
+    return f"{plural(lane.size, 'task')}{more}{undated}"
+
+
+def _named(pen: Pen, point: Point, scale: Scale, y: float, colour: str) -> None:
+    x, end = scale(point.age_s), scale(point.due_s if point.due_s is not None else point.age_s)
+    if end > x:
+        pen.line([x, end], [y, y], colour, 1.4)
+        pen.line([end, end], [y - 4, y + 4], colour, 1.4)
+    pen.dots([x], [y], colour, DOT * 1.5, edge=INK)
+    right, left = RIGHT - end - 8, x - LEFT - 8
+    # DejaVu's letters are about 0.6 em wide; what does not fit goes from the task's name, never from the id.
+    room = int(max(right, left) / 5.3) - len(point.label) - 3
+    name = _tail(shown(point.task or "(unknown)", 200), max(room, 4))
+    if right >= left:
+        pen.text(end + 8, y + 3, f"{name} · {point.label}")
+    else:
+        pen.text(x - 8, y + 3, f"{name} · {point.label}", ha="right")
+
+
+def _tail(name: str, longest: int) -> str:
+    return name if len(name) <= longest else f"…{name[-longest + 1 :]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """
+    The tasks of a lane that are not named, gathered by age: dots while they can be told apart, bars beyond.
+
+    Attributes:
+        columns: Tasks by column, (calm, alarming).
+    """
+
+    columns: Mapping[int, tuple[int, int]]
+
+    @property
+    def tallest(self) -> int:
+        """The most tasks in one column."""
+        return max((sum(pair) for pair in self.columns.values()), default=0)
+
+    @property
+    def height(self) -> float:
+        """What it takes on the page."""
+        words = 10.0 if self.tallest > TALLEST else 0.0
+        return 0.0 if not self.columns else min(self.tallest, TALLEST) * PITCH + 4.0 + words
+
+    def draw(self, pen: Pen, base: float, colour: str) -> None:
+        """Draw it upwards from its base line."""
+        if self.tallest > TALLEST:
+            self._bars(pen, base, colour)
+            return
+        for alarming in (False, True):
+            places = list(self._places(alarming, base))
+            pen.dots([x for x, _ in places], [y for _, y in places], colour, DOT, edge=INK if alarming else "none")
+
+    def _places(self, alarming: bool, base: float) -> Iterator[tuple[float, float]]:
+        for column, (calm, alarm) in sorted(self.columns.items()):
+            for at in range(calm, calm + alarm) if alarming else range(calm):
+                yield LEFT + (column + 0.5) * PITCH, base - (at + 0.5) * PITCH
+
+    def _bars(self, pen: Pen, base: float, colour: str) -> None:
+        full = TALLEST * PITCH
+        for column, (calm, alarm) in sorted(self.columns.items()):
+            tall, x = max(1.5, full * (calm + alarm) / self.tallest), LEFT + column * PITCH
+            pen.bar(x + 0.6, base - tall, PITCH - 1.2, tall, colour, edge=INK if alarm else "none")
+        peak = min(column for column, pair in self.columns.items() if sum(pair) == self.tallest)
+        right = LEFT + peak * PITCH < (LEFT + RIGHT) / 2
+        pen.text(
+            LEFT + (peak + (1.5 if right else -0.5)) * PITCH,
+            base - full - 4,
+            f"{self.tallest:,} of about this age",
+            colour=QUIET,
+            size=8,
+            ha="left" if right else "right",
+        )
+
+
+def _strip(lane: Lane, scale: Scale) -> Strip:
+    columns: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+    last = int((RIGHT - LEFT) / PITCH) - 1
+    for point in lane.crowd:
+        columns[min(last, int((scale(point.age_s) - LEFT) / PITCH))][point.alarming] += 1
+    return Strip({column: (calm, alarm) for column, (calm, alarm) in columns.items()})
+
+
+class Pen:
+    """
+    Draws on one matplotlib figure in points from its top left, without axes: ticks of its own making cost nothing.
+    """
+
+    def __init__(self, height: float) -> None:
+        # Imported here, and without pyplot: only a run that draws pays for it.
+        from matplotlib.figure import Figure
+        from matplotlib.transforms import IdentityTransform
+
+        self._height = height
+        self._figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
+        self._points = IdentityTransform()
+
+    def line(self, xs: Sequence[float], ys: Sequence[float], colour: str, width: float, dashes: Any = "-") -> None:  # noqa: ANN401 - matplotlib's own union
+        """Draw a line."""
+        from matplotlib.lines import Line2D
+
+        flipped = [self._height - y for y in ys]
+        self._figure.add_artist(Line2D(xs, flipped, color=colour, linewidth=width, linestyle=dashes, transform=self._points))
+
+    def dots(self, xs: Sequence[float], ys: Sequence[float], colour: str, radius: float, edge: str) -> None:
+        """Draw dots."""
+        from matplotlib.lines import Line2D
+
+        if xs:
+            line = Line2D(xs, [self._height - y for y in ys], linestyle="none", marker="o", markersize=radius * 2)
+            line.set(markerfacecolor=colour, markeredgecolor=edge, markeredgewidth=1.1, transform=self._points)
+            self._figure.add_artist(line)
+
+    def bar(self, x: float, y: float, width: float, height: float, colour: str, edge: str) -> None:
+        """Draw a filled rectangle."""
+        from matplotlib.patches import Rectangle
+
+        corner = (x, self._height - y - height)
+        self._figure.add_artist(Rectangle(corner, width, height, facecolor=colour, edgecolor=edge, linewidth=0.8, transform=self._points))
+
+    def text(
+        self, x: float, y: float, text: str, *, colour: str = INK, size: float = 9, ha: str = "left", weight: str = "normal"
+    ) -> None:
+        """Write a text on its base line."""
+        self._figure.text(
+            x, self._height - y, _printable(text), color=colour, size=size, ha=ha, weight=weight, transform=self._points, parse_math=False
+        )
+
+    def svg(self) -> str:
+        """Return the picture."""
+        return _svg(self._figure)
+
+
+def _printable(text: str) -> str:
+    """Return text without the two characters that XML forbids and the filter lets through."""
+    return redact.plain(text).replace("\ufffe", "?").replace("\uffff", "?")
+
+
+def _svg(figure: Figure) -> str:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    out = io.StringIO()
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # A glyph that DejaVu lacks is drawn by the reader's own typeface; the warning would only alarm.
+        warnings.simplefilter("ignore")
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return out.getvalue().replace("'DejaVu Sans'", _FONT).replace(_RULES, _HALO + _RULES, 1)

@@ -1,0 +1,211 @@
+"""Columns and rows → one table that reads alike as HTML in a notebook and as text in a terminal."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, Literal
+
+from opslib.render.words import SIGNS, shown
+
+Kind = Literal["text", "number", "code", "state"]
+
+#: JupyterLab centres and right-aligns tables; a report brings its own style and drops this one.
+STYLE = (
+    "<style>.ops-table table{border-collapse:collapse;margin:0}"
+    ".ops-table caption{text-align:left;font-weight:600;padding:.3em 0;white-space:nowrap}"
+    ".ops-table :is(th,td){text-align:left!important;vertical-align:top!important;padding:.3em 1em .3em 0}"
+    ".ops-table .ops-number{text-align:right!important;font-variant-numeric:tabular-nums}"
+    ".ops-table .ops-code{font-family:monospace;overflow-wrap:anywhere}"
+    ".ops-table .ops-state{white-space:nowrap;font-weight:600}.ops-table small{display:block;opacity:.75}</style>"
+)
+
+NARROWEST = 14
+_GAP = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """
+    One column.
+
+    Attributes:
+        kind: number is right-aligned; code is monospaced and never cut; state is a word with its sign.
+    """
+
+    title: str
+    kind: Kind = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """
+    A cell with a second, quieter line.
+    """
+
+    text: object
+    note: str = ""
+
+    def __str__(self) -> str:
+        return shown(self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """
+    Rows for a person; escaped and masked on the way out, never before.
+
+    Attributes:
+        caption: A sentence below the table.
+
+        empty: The sentence that stands in place of an empty frame.
+
+        limit: Rows shown; the number of the others is said.
+
+        stack: Whether a phone shows each row as a block, because its text would not fit beside the rest.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[object]]
+    caption: str = ""
+    empty: str = "Nothing to show."
+    limit: int = 50
+    stack: bool = False
+
+    def html(self) -> str:
+        """Return the table as HTML without a style of its own, for a report."""
+        return _html(self)
+
+    def text(self, width: int | None = None) -> str:
+        """Return the table as plain text that fits into `width` columns where its codes allow."""
+        return _text(self, width or shutil.get_terminal_size((100, 24)).columns)
+
+    def _repr_html_(self) -> str:
+        return STYLE + _html(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ANN401 - IPython's printer has no type
+        printer.text(self.text())
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def below(self) -> str:
+        """Return what stands below the rows: the caption, and how many rows are not shown."""
+        rest = len(self.rows) - self.limit
+        more = f"The first {self.limit:,} of {len(self.rows):,}; {rest:,} more are not shown here." if rest > 0 else ""
+        return " ".join(part for part in (more, shown(self.caption) if self.caption else "") if part)
+
+
+@dataclass(frozen=True)
+class Line:
+    """
+    A few facts on one line.
+    """
+
+    parts: Sequence[object] = field(default_factory=tuple)
+
+    def html(self) -> str:
+        """Return the line as HTML."""
+        return f'<p class="ops-line">{escape(str(self))}</p>'
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ANN401 - IPython's printer has no type
+        printer.text(str(self))
+
+    def __str__(self) -> str:
+        return " · ".join(shown(part) for part in self.parts if part)
+
+
+def _html(table: Table) -> str:
+    title = f"<caption>{escape(shown(table.title))}</caption>" if table.title else ""
+    if not table.rows:
+        head = f"<strong>{escape(shown(table.title))}</strong> " if table.title else ""
+        return f'<p class="ops-empty">{head}{escape(table.empty)}</p>'
+    heads = "".join(f'<th scope="col" class="ops-{c.kind}">{escape(c.title)}</th>' for c in table.columns)
+    rows = "".join(f"<tr>{_cells(table.columns, row)}</tr>" for row in table.rows[: table.limit])
+    note = f'<p class="ops-note">{escape(table.below())}</p>' if table.below() else ""
+    stack = " ops-stack" if table.stack else ""
+    return f'<div class="ops-table{stack}"><table>{title}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{note}</div>'
+
+
+def _cells(columns: Sequence[Column], row: Sequence[object]) -> str:
+    return "".join(
+        f'<td class="ops-{column.kind}" data-label="{escape(column.title)}">{_cell(column, cell)}</td>'
+        for column, cell in zip(columns, row, strict=True)
+    )
+
+
+def _cell(column: Column, value: object) -> str:
+    text, note = escape(_shown(value)), escape(shown(value.note)) if isinstance(value, Cell) and value.note else ""
+    if column.kind == "state" and text in SIGNS:
+        text = f'<span class="ops-{text}"><span aria-hidden="true">{SIGNS[text]}</span> {text}</span>'
+    return f"{text}<small>{note}</small>" if note else text
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, Cell) else shown(value)
+
+
+def _text(table: Table, width: int) -> str:
+    if not table.rows:
+        return f"{shown(table.title)}: {table.empty}" if table.title else table.empty
+    grid = [[_lines(column, cell) for column, cell in zip(table.columns, row, strict=True)] for row in table.rows[: table.limit]]
+    widths = _fit(table.columns, grid, width)
+    lines = [_line([column.title for column in table.columns], table.columns, widths)]
+    lines.append(_line(["─" * each for each in widths], table.columns, widths))
+    for row in grid:
+        lines += _wrapped(row, table.columns, widths)
+    return "\n".join([*([shown(table.title)] if table.title else []), *lines, *([table.below()] if table.below() else [])])
+
+
+def _lines(column: Column, value: object) -> list[str]:
+    text = _shown(value)
+    if column.kind == "state" and text in SIGNS:
+        text = f"{SIGNS[text]} {text}"
+    return [text, shown(value.note)] if isinstance(value, Cell) and value.note else [text]
+
+
+def _fit(columns: Sequence[Column], grid: Iterable[Sequence[Sequence[str]]], width: int) -> list[int]:
+    """Give every column its natural width, then take from the widest text column until the row fits."""
+    rows = list(grid)
+    widths = [
+        max([cells(column.title), *(cells(line) for row in rows for line in row[at])]) for at, column in enumerate(columns)
+    ]
+    elastic = [at for at, column in enumerate(columns) if column.kind == "text"]
+    while elastic and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        widest = max(elastic, key=lambda at: widths[at])
+        if widths[widest] <= NARROWEST:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def _wrapped(row: Sequence[Sequence[str]], columns: Sequence[Column], widths: Sequence[int]) -> list[str]:
+    blocks = [
+        [piece for line in lines for piece in (textwrap.wrap(line, size) if cells(line) > size else [line])]
+        for lines, size in zip(row, widths, strict=True)
+    ]
+    height = max(len(block) for block in blocks)
+    return [_line([block[at] if at < len(block) else "" for block in blocks], columns, widths) for at in range(height)]
+
+
+def _line(texts: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    padded = [
+        f"{' ' * (size - cells(text))}{text}" if column.kind == "number" else f"{text}{' ' * (size - cells(text))}"
+        for text, column, size in zip(texts, columns, widths, strict=True)
+    ]
+    return _GAP.join(padded).rstrip()
+
+
+def cells(text: str) -> int:
+    """Return how many columns of a terminal a text takes: wide characters two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,53 @@
+"""A template of the package and its values → a page with the report's style and content-security policy."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from opslib import redact
+
+#: The folder of the templates; nbconvert takes it by its name, from the folder above.
+TEMPLATES = Path(__file__).parent / "template"
+
+
+def page(template: str, **values: object) -> str:
+    """Return a page; every value is escaped unless it is Markup, and no credential is left in it."""
+    return masked(_environment().get_template(template).render(css=_style(), **values))
+
+
+def masked(markup: str) -> str:
+    """
+    Return finished HTML or SVG with every credential masked in its text.
+
+    A password such as "table" or "content" is masked where it can be read, and not in a tag or a style, where it would
+    break the page and its policy. A tag that holds a URL is no exception: its credentials are masked too.
+    """
+    parts = re.split(r"(<style\b.*?</style>|<[^>]*>)", markup, flags=re.DOTALL)
+    return "".join(part if at % 2 and "://" not in part else redact.text(part) for at, part in enumerate(parts))
+
+
+def opslib_version() -> str:
+    """Return the version of the installed package; "unknown" where it runs from a folder."""
+    try:
+        return version("opslib")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@cache
+def _environment() -> Environment:
+    loader = FileSystemLoader(TEMPLATES)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+@cache
+def _style() -> Markup:
+    """Return the style sheet without its comments; it is the package's own file."""
+    lines = (TEMPLATES / "report.css").read_text(encoding="utf-8").splitlines()
+    return Markup("\n".join(line for line in map(str.strip, lines) if line and not line.startswith("/*")))  # noqa: S704

@@ -1,0 +1,350 @@
+"""A record → what stands above the notebook: the answers of the head, and findings, plan and outcomes in groups."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from opslib import redact
+from opslib.findings import CODES
+from opslib.render import tables, words
+from opslib.render.grid import Column, Table
+from opslib.render.words import SIGNS, Row
+
+if TYPE_CHECKING:
+    from opslib.catalog import Parameter
+    from opslib.records import RunRecord
+
+#: Rows of a group that stand open; the others are folded.
+OPEN = 6
+#: Rows of all groups of a section; record.json has every one.
+MOST = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """
+    One row of a group.
+
+    Attributes:
+        number: Of its action; empty for a finding.
+
+        code: Task id, queue or key, whole.
+    """
+
+    name: str
+    code: str
+    text: str
+    note: str = ""
+    number: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """
+    Rows that mean the same, under one head that says it once.
+
+    Attributes:
+        word: The severity, kind or status that they share; `sign` stands beside it.
+
+        lead: What to do about all of them, or what happens to all of them.
+    """
+
+    word: str
+    sign: str
+    title: str
+    lead: str
+    items: Sequence[Item]
+
+    @property
+    def open(self) -> Sequence[Item]:
+        """The rows that are seen at once; a single one more is not worth a fold."""
+        return self.items if len(self.items) <= OPEN + 1 else self.items[:OPEN]
+
+    @property
+    def folded(self) -> Sequence[Item]:
+        """The rows that are not."""
+        return self.items[len(self.open) :]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """
+    One part of the page above the notebook.
+
+    Attributes:
+        cells: Ids of the notebook's cells that it comes from; the first that exists is linked.
+
+        empty: The sentence in place of groups.
+    """
+
+    id: str
+    title: str
+    cells: tuple[str, ...]
+    count: int = 0
+    groups: Sequence[Group] = ()
+    table: Markup = field(default_factory=Markup)
+    empty: str = ""
+    note: str = ""
+
+
+def answers(run: RunRecord, *, known: bool) -> list[dict[str, str]]:
+    """
+    Answer what a person asks first: where, what was found, what was changed, how much was seen.
+
+    Args:
+        known: False where the run left no record, so that nothing is known of its changes.
+    """
+    made, behind = words.changes(run) if known else ("Not known", "The run left no record.")
+    found, look, then = _found(run)
+    broker = words.shown(redact.url(run.broker)) if run.broker else ""
+    return [
+        _answer("Where", words.shown(run.target) if run.target else "Not known", broker),
+        _answer("Found", found, then, look),
+        _answer("Changes", made, behind, "unknown" if made == "Not known" else ""),
+        _seen(run),
+    ]
+
+
+def facts(run: RunRecord) -> list[dict[str, object]]:
+    """Return the run's circumstances, those that are known."""
+    known = [
+        ("Started", words.clock(run.started_at), False),
+        ("Took", words.took(run), False),
+        ("Operator", run.operator, False),
+        ("Reason", run.reason, False),
+        ("Exit code", words.exit_meaning(run.exit_code), False),
+        ("Runbook", run.runbook, False),
+        ("Run", run.run_id, True),
+    ]
+    return [{"term": term, "value": words.shown(value), "code": code} for term, value, code in known if value]
+
+
+def unseen(run: RunRecord) -> list[dict[str, str]]:
+    """Return the places of which some part was not seen."""
+    return [
+        {
+            "place": words.shown(row.get("place"), 80),
+            "figures": f"{words.shown(row.get('silent'))} of {_total(row)} not seen",
+            "note": words.shown(row["note"]) if row.get("note") else "",
+        }
+        for row in run.coverage
+        if row.get("silent")
+    ]
+
+
+def following(run: RunRecord) -> list[dict[str, str]]:
+    """Return the command that comes next, where there is one."""
+    if not (run.dry_run and words.actions_of(run) and run.runbook and not run.error):
+        return []
+    given = [f"{name}={value}" for name, value in run.parameters.items() if name not in {"dry_run", "target"}]
+    target = ["--target", run.target] if run.target else []
+    command = ["ops", "run", run.runbook, *target, *itertools.chain.from_iterable(("-p", pair) for pair in given), "--apply"]
+    return [{"text": "To make these changes, after one more look and your word:", "command": redact.plain(shlex.join(command))}]
+
+
+def sections(run: RunRecord) -> list[Section]:
+    """Return the sections in reading order: what was done or found, what would be done, what was seen."""
+    if words.changed(run):
+        parts = [_outcomes(run), _findings("What remains", run.remaining, ("verify",)), _before_and_after(run)]
+    else:
+        parts = [_findings("Findings", _left(run), ("diagnosis",)), *_plan(run)]
+    return [*parts, *_coverage(run)]
+
+
+def parameters(run: RunRecord, declared: Iterable[Parameter]) -> Markup:
+    """Return the parameters as a table: what was given, what that is by default, what it means."""
+    known = {parameter.name: parameter for parameter in declared}
+    rows = [_parameter(name, run.parameters, known) for name in dict.fromkeys([*known, *run.parameters])]
+    if not rows:
+        return Markup()
+    columns = (Column("Parameter", "code"), Column("Value", "code"), Column("Given"), Column("Meaning"))
+    return _markup(Table(title="Parameters", columns=columns, rows=rows, limit=len(rows)))
+
+
+# --- the head ---
+
+
+def _answer(term: str, value: str, note: str, look: str = "") -> dict[str, str]:
+    return {"term": term, "value": value, "note": note, "look": look}
+
+
+def _found(run: RunRecord) -> tuple[str, str, str]:
+    rows = _left(run)
+    figures = words.by_severity(rows).capitalize()
+    worst = str(words.worst_first(rows)[0].get("severity")) if rows else ""
+    before = f"At the start: {words.by_severity(run.findings)}" if words.changed(run) else ""
+    if run.error:
+        before = "So far; the run did not end" if rows else "The run did not end"
+    return figures, worst if worst in SIGNS else "", before
+
+
+def _left(run: RunRecord) -> Sequence[Row]:
+    """Return what remains; a run that stopped has only what it had found so far."""
+    return run.remaining if run.remaining or not run.error else run.findings
+
+
+def _seen(run: RunRecord) -> dict[str, str]:
+    if not run.coverage:
+        return _answer("Seen", "Not recorded", "")
+    silent = [words.shown(row.get("place"), 40) for row in run.coverage if row.get("silent")]
+    if silent:
+        return _answer("Seen", "Partly", f"Not all of: {', '.join(silent)}", "unknown")
+    return _answer("Seen", "All that was asked", f"{words.plural(len(run.coverage), 'place')} answered")
+
+
+def _total(row: Row) -> str:
+    seen, silent = row.get("seen"), row.get("silent")
+    return words.shown(seen + silent) if isinstance(seen, int) and isinstance(silent, int) else "some"
+
+
+# --- the sections ---
+
+
+def _findings(title: str, rows: Sequence[Row], cells: tuple[str, ...]) -> Section:
+    ranked = words.worst_first(rows)
+    return Section(
+        id="findings",
+        title=title,
+        cells=cells,
+        count=len(ranked),
+        groups=_grouped(ranked[:MOST], ("severity", "code"), _finding_group),
+        empty=tables.NO_FINDINGS,
+        note=_rest(len(ranked)),
+    )
+
+
+def _finding_group(rows: Sequence[Row]) -> Group:
+    first, hints = rows[0], {str(row.get("hint") or "") for row in rows}
+    code, shared = str(first.get("code")), len(hints) == 1
+    return Group(
+        word=words.shown(first.get("severity"), 20),
+        sign=SIGNS.get(str(first.get("severity")), "?"),
+        title=CODES.get(code, words.shown(code, 80)),
+        lead=words.shown(hints.pop()) if shared and any(hints) else "",
+        items=[_finding_item(row, hint="" if shared else str(row.get("hint") or "")) for row in rows],
+    )
+
+
+def _finding_item(row: Row, hint: str) -> Item:
+    name, code = _named(row)
+    notes = [words.evidence(row.get("evidence")), words.shown(hint) if hint else ""]
+    return Item(name=name, code=code, text=words.shown(row.get("message")), note=" — ".join(filter(None, notes)))
+
+
+def _plan(run: RunRecord) -> list[Section]:
+    actions = words.actions_of(run)
+    if not actions:
+        return []
+    return [
+        Section(
+            id="plan",
+            title="What would be done" if run.dry_run else "What was planned",
+            cells=("plan",),
+            count=len(actions),
+            groups=_grouped(actions[:MOST], ("kind", "source", "destination", "effect"), _action_group),
+            note=_rest(len(actions)),
+        )
+    ]
+
+
+def _action_group(rows: Sequence[Row]) -> Group:
+    first = rows[0]
+    return Group(
+        word=words.shown(first.get("kind"), 40),
+        sign="→",
+        title=tables.way(first),
+        lead=words.shown(first.get("effect")) if first.get("effect") else "",
+        items=[_action_item(row, _because(row)) for row in rows],
+    )
+
+
+def _action_item(row: Row, text: str, note: str = "") -> Item:
+    name, code = _named(row)
+    number = words.shown(row["id"]) if row.get("id") else ""
+    return Item(name=name, code=code, text=text, note=note, number=number)
+
+
+def _because(row: Row) -> str:
+    """Return why an action is planned, and whether it may end a running task: the part that cannot be taken back."""
+    why = CODES.get(str(row.get("why")), words.shown(row.get("why")))
+    node = f" on {words.shown(row['node'])}" if row.get("node") else ""
+    return f"{why}{f' May end the running task{node}.' if row.get('terminate') else ''}"
+
+
+def _outcomes(run: RunRecord) -> Section:
+    rank = {"failed": 0, "skipped": 1, "applied": 2}
+    joined = tables.joined(run.outcomes, words.actions_of(run))
+    flat = [{**action, "status": str(row.get("status")), "outcome": row} for row, action in joined]
+    flat.sort(key=lambda row: rank.get(row["status"], 0))
+    return Section(
+        id="outcomes",
+        title="What was done",
+        cells=("apply",),
+        count=len(flat),
+        groups=_grouped(flat[:MOST], ("status", "kind", "source", "destination"), _outcome_group),
+        empty="Nothing was done.",
+        note=_rest(len(flat)),
+    )
+
+
+def _outcome_group(rows: Sequence[Row]) -> Group:
+    first = rows[0]
+    return Group(
+        word=words.shown(first["status"], 20),
+        sign=SIGNS.get(first["status"], "?"),
+        title=f"{words.shown(first.get('kind') or 'action', 40)}: {tables.way(first)}",
+        lead="",
+        items=[_action_item(row, words.shown(row["outcome"].get("reason") or row["status"]), _steps(row["outcome"])) for row in rows],
+    )
+
+
+def _steps(outcome: Row) -> str:
+    return " → ".join(words.shown(step) for step in outcome.get("steps") or ())
+
+
+def _before_and_after(run: RunRecord) -> Section:
+    table = tables.comparison(run.findings, run.remaining)
+    return Section(id="before", title="Findings, before and after", cells=("verify", "diagnosis"), table=_markup(table))
+
+
+def _coverage(run: RunRecord) -> list[Section]:
+    if not run.coverage:
+        return []
+    title, cells = "What was seen, and what was not", ("facts",)
+    if any(row.get("silent") or row.get("note") for row in run.coverage):
+        return [Section(id="coverage", title=title, cells=cells, table=_markup(tables.coverage(run.coverage)))]
+    figures = ", ".join(f"{words.shown(row.get('place'), 80)} {words.shown(row.get('seen'))}" for row in run.coverage)
+    return [Section(id="coverage", title=title, cells=cells, empty=f"Everything that was asked answered: {figures}.")]
+
+
+def _parameter(name: str, given: Mapping[str, object], known: Mapping[str, Parameter]) -> tuple[object, ...]:
+    declared = known.get(name)
+    value = given[name] if name in given else declared.default if declared else ""
+    empty = value == "" and "(empty)"
+    return (name, empty or value, "given" if name in given else "default", declared.help if declared else "")
+
+
+def _named(row: Row) -> tuple[str, str]:
+    subject = words.shown(row["subject"]) if row.get("subject") else ""
+    return (words.shown(row["task"], 200), subject) if row.get("task") else ("", subject)
+
+
+def _grouped(rows: Iterable[Row], by: Sequence[str], make: Callable[[Sequence[Row]], Group]) -> list[Group]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row.get(name)) for name in by), []).append(row)
+    return [make(group) for group in groups.values()]
+
+
+def _rest(count: int) -> str:
+    return f"The first {MOST:,} of {count:,}; record.json has them all." if count > MOST else ""
+
+
+def _markup(table: Table) -> Markup:
+    return Markup(table.html())  # noqa: S704 - the table escapes its cells

@@ -1,0 +1,83 @@
+"""A run's record → what its command prints at the end: verdict, findings, changes, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from opslib.render import tables, words
+from opslib.render.grid import Column, Line, Table
+from opslib.render.words import Row
+
+if TYPE_CHECKING:
+    from opslib.records import RunRecord
+
+#: Ids of one group that are spelled out; the report has them all.
+_SUBJECTS = 6
+
+
+def of_run(run: RunRecord, report: str) -> tuple[object, ...]:
+    """
+    Return what a person at a terminal has to know of a run, the most important last, where the eye is.
+
+    Args:
+        report: Path of the report as it may be opened from here; empty if there is none.
+    """
+    shown: list[object] = []
+    left = run.remaining or (run.findings if run.error else [])
+    if left:
+        shown.append(_findings(left))
+    if run.outcomes and not run.dry_run:
+        shown.append(tables.outcomes(run.outcomes, words.actions_of(run)))
+    silent = [row for row in run.coverage if row.get("silent")]
+    shown += [Line((f"Not seen: {row.get('place')}: {row.get('note')}",)) for row in silent]
+    shown.append(Verdict(run))
+    shown += [Line((line,)) for line in _next(run, report)]
+    return tuple(shown)
+
+
+class Verdict(Line):
+    """The verdict's line; a terminal shows it in the verdict's colour."""
+
+    def __init__(self, run: RunRecord) -> None:
+        self.word = words.verdict_of(run)
+        super().__init__(
+            (f"{words.SIGNS.get(self.word, '')} {self.word.upper()}", f"{run.runbook} on {run.target}", run.headline)
+        )
+
+
+def _findings(rows: list[dict[str, object]]) -> Table:
+    """Put findings of one code and task into one row: forty messages of a dead worker are one thing that is wrong."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in words.worst_first(rows):
+        groups.setdefault((row.get("severity"), row.get("code"), row.get("task")), []).append(row)
+    return Table(
+        title="",
+        columns=[Column("severity", "state"), Column("finding", "code"), Column("what"), Column("subject", "code")],
+        rows=[
+            (severity, code, _what(task, group), _subjects(group)) for (severity, code, task), group in groups.items()
+        ],
+        limit=30,
+    )
+
+
+def _what(task: object, group: Sequence[Row]) -> str:
+    more = f" And {len(group) - 1:,} more like it." if len(group) > 1 else ""
+    return f"{f'{task}: ' if task else ''}{group[0].get('message')}{more}"
+
+
+def _subjects(group: Sequence[Row]) -> str:
+    more = [f"+ {len(group) - _SUBJECTS:,} more"] if len(group) > _SUBJECTS else []
+    return "\n".join([*(words.shown(row.get("subject")) for row in group[:_SUBJECTS]), *more])
+
+
+def _next(run: RunRecord, report: str) -> list[str]:
+    lines = []
+    if run.error and run.error.get("hint"):
+        lines.append(run.error["hint"])
+    actions = words.actions_of(run)
+    if run.dry_run and actions and not run.error:
+        lines.append(f"Would: {words.kinds(actions)}. To do so: ops run {run.runbook} --target {run.target} --apply")
+    if report:
+        lines.append(f"Report: {report}")
+    return lines

@@ -1,0 +1,339 @@
+"""A runbook and its parameters → the executed notebook, its record and its report: the only place that knows papermill."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from opslib import errors, records, redact, settings
+from opslib.catalog import Runbook, Value
+from opslib.errors import Exit, OpsError
+from opslib.findings import Verdict
+from opslib.records import RunContext, RunRecord
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+#: A single cell may take this long; reading millions of messages takes minutes.
+CELL_TIMEOUT_S = 1800
+_NOTEBOOK = "runbook.ipynb"
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """
+    A code cell on its way, for whoever shows the progress.
+
+    Attributes:
+        name: The cell's id.
+
+        number: From 1, of `total`.
+
+        took_s: None when it begins.
+    """
+
+    name: str
+    number: int
+    total: int
+    took_s: float | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """
+    What a run left behind.
+
+    Attributes:
+        record: Read back from where the kernel wrote it; made here if the kernel could not.
+
+        report: Path of the HTML report; None if even that could not be written.
+    """
+
+    record: RunRecord
+    folder: Path
+    report: Path | None
+
+    @property
+    def exit_code(self) -> Exit:
+        """The exit code that the run's command ends with."""
+        return Exit(self.record.exit_code)
+
+
+Say = Callable[[Step], None]
+
+
+def run(
+    runbook: Runbook,
+    parameters: Mapping[str, Value],
+    *,
+    target: str = "",
+    reason: str = "",
+    confirmed: str = "",
+    say: Say | None = None,
+) -> RunResult:
+    """
+    Execute a runbook in a kernel of this interpreter and archive the run, however it ends.
+
+    Args:
+        parameters: Already converted, see `catalog.convert`.
+
+        target: Name of the deployment; empty for the default.
+
+        confirmed: Path of the plan that a person confirmed; empty where nobody has to.
+
+        say: Called when a cell begins and when it has ended.
+
+    Raises:
+        SettingsError: If the archive cannot be written.
+    """
+    run_id = records.new_run_id(runbook.name)
+    folder = _folder(run_id)
+    context = RunContext(
+        run_id=run_id,
+        runbook=runbook.name,
+        record=str(folder / "record.json"),
+        report=str((folder / "report.html").relative_to(settings.reports_root())),
+        operator=records.operator(),
+        reason=reason,
+        confirmed=confirmed,
+        started_at=records.now(),
+        parameters=dict(parameters),
+    )
+    redact.remember_environment()
+    with _environment(context, target), _sigterm_interrupts():
+        problem = _execute(runbook, parameters, folder / _NOTEBOOK, say)
+    with _uninterrupted():
+        record = _record(context, target, folder, problem)
+        return RunResult(record=record, folder=folder, report=_archive(runbook, record, folder))
+
+
+def _folder(run_id: str) -> Path:
+    from opslib.render import archive
+
+    root = settings.reports_root()
+    try:
+        return archive.create(root, run_id)
+    except OSError as error:
+        raise errors.SettingsError(
+            f"The archive {root} cannot be written: {error.strerror}.", hint="Set OPS_REPORTS to a folder that can be."
+        ) from None
+
+
+def _archive(runbook: Runbook, record: RunRecord, folder: Path) -> Path | None:
+    """Write the report and its checksums, and the archive's index; a full disk costs the report, not the run's outcome."""
+    from opslib.render import archive, report
+
+    notebook = folder / _NOTEBOOK
+    meanings = {parameter.name: parameter.help for parameter in runbook.parameters}
+    try:
+        path = report.write_report(
+            folder / archive.REPORT, notebook if notebook.is_file() else None, record, parameters_help=meanings
+        )
+        archive.seal(folder)
+        archive.index(settings.reports_root())
+    except OSError:
+        return None
+    return path
+
+
+def _execute(runbook: Runbook, parameters: Mapping[str, Value], output: Path, say: Say | None) -> OpsError | None:
+    """Run the notebook; return what stopped it, None if it ran to its end."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # a second for nothing, where JupyterLab is installed
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.iorw import papermill_io
+
+    from opslib.kernel import OpsKernelManager
+
+    papermill_io.register("ops://", _Files({"runbook.ipynb": runbook.path, "executed.ipynb": output}))
+    try:
+        papermill.execute_notebook(
+            "ops://runbook.ipynb",
+            "ops://executed.ipynb",
+            parameters=dict(parameters),
+            kernel_name="python3",
+            language="python",
+            kernel_manager_class=OpsKernelManager,
+            progress_bar=False,
+            execution_timeout=CELL_TIMEOUT_S,
+            cwd=str(runbook.path.parent),
+            **_hooks(runbook, say),
+        )
+    except PapermillExecutionError as error:
+        return _from_cell(error)
+    except CellTimeoutError:
+        return errors.RunbookFailed(
+            f"A cell took longer than {CELL_TIMEOUT_S // 60} minutes and was cut off.",
+            hint="Narrow the run with its parameters.",
+        )
+    except DeadKernelError:
+        return errors.RunbookFailed(
+            "The kernel died.", hint="Out of memory, most likely: see the system's log, and lower max_messages."
+        )
+    except KeyboardInterrupt:
+        return errors.Interrupted(
+            "The run was interrupted.", hint="What it had seen and done until then is in the report and the audit."
+        )
+    except Exception as error:  # whatever a kernel or a disk can do: there is a report of it all the same
+        return errors.RunbookFailed(f"The notebook could not be run: {redact.plain(error)[:500]}")
+    return None
+
+
+def _from_cell(error: Any) -> OpsError:
+    """Return the error of a cell as it was raised in the kernel, by its name."""
+    kind = errors.by_name(str(error.ename)) or errors.RunbookFailed
+    message, _, hint = _ANSI.sub("", str(error.evalue)).partition("\n")
+    if kind is errors.RunbookFailed and error.ename not in {"RunbookFailed", "OpsError"}:
+        if error.ename == "KeyboardInterrupt":
+            return errors.Interrupted("The run was interrupted.")
+        message = f"{error.ename}: {message}"
+    return kind(redact.plain(message), hint=redact.plain(hint))
+
+
+class _Files:
+    """
+    Papermill's files by name instead of by path.
+
+    Papermill formats paths with the parameters and stores them in the notebook, so it gets none. Whatever it saves is
+    redacted and moved into place whole: it saves after each cell, and a kill must not leave half a file.
+    """
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = paths
+
+    def _path(self, name: str) -> Path:
+        return self._paths[name.removeprefix("ops://")]
+
+    def read(self, name: str) -> str:
+        return self._path(name).read_text("utf-8")
+
+    def write(self, text: str, name: str) -> None:
+        records.write_atomically(self._path(name), redact.text(text).encode())
+
+    def listdir(self, name: str) -> list[str]:
+        return [name]
+
+    def pretty_path(self, name: str) -> str:
+        return name
+
+
+def _hooks(runbook: Runbook, say: Say | None) -> dict[str, Any]:
+    """Return nbclient's hooks that tell of each code cell as it begins and ends."""
+    if say is None:
+        return {}
+    began: dict[str, float] = {}
+    total = len(runbook.steps)
+
+    def step(cell: NotebookNode, **more: Any) -> Step | None:
+        name = cell.get("id", "")
+        known = cell.cell_type == "code" and name in runbook.steps
+        return Step(name=name, number=runbook.steps.index(name) + 1, total=total, **more) if known else None
+
+    def start(cell: NotebookNode, cell_index: int) -> None:
+        del cell_index
+        began[cell.get("id", "")] = time.monotonic()
+        if found := step(cell):
+            say(found)
+
+    def end(cell: NotebookNode, cell_index: int, execute_reply: Mapping[str, Any]) -> None:
+        del cell_index
+        took_s = time.monotonic() - began.get(cell.get("id", ""), time.monotonic())
+        if found := step(cell, took_s=took_s, failed=execute_reply["content"]["status"] != "ok"):
+            say(found)
+
+    return {"on_cell_execute": start, "on_cell_executed": end}
+
+
+def _record(context: RunContext, target: str, folder: Path, problem: OpsError | None) -> RunRecord:
+    """Read the record that the kernel wrote; where it says less than happened here, say more."""
+    path = folder / "record.json"
+    try:
+        record = records.read(path)
+    except (OSError, msgspec.DecodeError):
+        record = RunRecord(
+            run_id=context.run_id,
+            runbook=context.runbook,
+            target=target or os.environ.get("OPS_TARGET", ""),
+            operator=context.operator,
+            reason=context.reason,
+            started_at=context.started_at,
+            parameters=context.parameters,
+            verdict=str(Verdict.FAILED),
+            exit_code=int(Exit.FAILED),
+            report=context.report,
+        )
+        problem = problem or errors.RunbookFailed(
+            "The runbook ended without its record: a cell stopped it before the last one."
+        )
+    if record.error and not problem:
+        problem = errors.RunbookFailed(record.error["message"])
+    if problem:
+        record.verdict = str(Verdict.UNKNOWN if problem.exit_code is Exit.CANNOT_SEE else Verdict.FAILED)
+        record.exit_code = int(problem.exit_code)
+        record.error = {"type": type(problem).__name__, "message": problem.message, "hint": problem.hint}
+    record.finished_at = record.finished_at or records.now()
+    records.write(record, path)
+    return record
+
+
+@contextmanager
+def _environment(context: RunContext, target: str) -> Iterator[None]:
+    """Tell the kernel about its run; a kernel inherits the environment at its start."""
+    with tempfile.TemporaryDirectory(prefix="opslib-") as private:
+        told = {
+            records.RUN_ENV: msgspec.json.encode(context).decode(),
+            "OPS_REPORTS": str(settings.reports_root()),
+            "OPS_PROJECT": str(Path.cwd()),
+            "IPYTHONDIR": private,  # a user's start-up files are no part of a runbook
+        }
+        if target:
+            told["OPS_TARGET"] = target
+        before = {name: os.environ.get(name) for name in told}
+        os.environ.update(told)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: with a report."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let the report be written, whoever is impatient by now."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
