@@ -66,12 +66,12 @@ class Broker:
 
     @property
     def role(self) -> str:
-        """ "master" or "slave", in the server's words."""
+        """What the server calls itself: master or slave."""
         return str(self.information.get("role", ""))
 
     def server_time(self) -> datetime:
         """Return the server's clock: every age and cut-off counts from it, not from this machine's."""
-        seconds, micros = cast("tuple[int, int]", self.reads.time())
+        seconds, micros = self.reads.time()
         return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
 
     def __repr__(self) -> str:
@@ -79,7 +79,8 @@ class Broker:
         product = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
         version = info.get("valkey_version") or info.get("redis_version", "?")
         warnings = "".join(f"\n! {warning}" for warning in self.target.warnings)
-        return f"{self.target.name}: {self.target.shown_broker} · {product} {version} · {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC{warnings}"
+        when = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{self.target.name}: {self.target.shown_broker} · {product} {version} · {when}{warnings}"
 
 
 def connect(target: str | Target = "") -> Broker:
@@ -114,7 +115,7 @@ def _hello(target: Target) -> Mapping[str, Any]:
         with _client(target.broker_url, target, retries=0, timeout_s=CONNECT_TIMEOUT_S) as client:
             client.ping()
             return cast("Mapping[str, Any]", client.info())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - `refused` sorts them, and raises what it does not know
         raise refused(error, target.shown_broker) from None
 
 
@@ -164,7 +165,7 @@ def _through_sentinel(url: str, target: Target, options: dict[str, Any]) -> Redi
     from redis.sentinel import Sentinel
 
     if not target.master_name:
-        raise settings.SettingsError(
+        raise SettingsError(
             "A sentinel:// URL needs the master's name.", hint='Set master_name = "mymaster" in the target\'s table.'
         )
     parts = [urlsplit(part) for part in url.split(";")]

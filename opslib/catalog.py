@@ -10,12 +10,13 @@ import os
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from opslib.errors import BadParameter, UnknownRunbook
 
-_TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+_TYPES = ("str", "int", "float", "bool")
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 Value = str | int | float | bool
@@ -111,14 +112,20 @@ def _convert(parameter: Parameter, text: str) -> Value:
     try:
         if parameter.type == "bool":
             return _boolean(text)
-        value = _TYPES[parameter.type](text)
-        if isinstance(value, float) and not abs(value) < float("inf"):
-            raise ValueError(text)
+        if parameter.type == "float":
+            return _finite(text)
+        return int(text) if parameter.type == "int" else text
     except ValueError:
         wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(parameter.type, "text")
         raise BadParameter(
             f"Parameter {parameter.name} must be {wanted}; {text!r} is not.", hint=parameter.help
         ) from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(text)
     return value
 
 
@@ -161,7 +168,7 @@ def _first_cell(markdown: str) -> tuple[str, str, str]:
 
 
 def _parameters(source: str, where: str) -> tuple[Parameter, ...]:
-    """Parse the cell with `ast`: papermill's own reader loses a parameter whose help or default holds an equals sign."""
+    """Parse the cell with `ast`: papermill's own reader loses those whose default holds an equals sign."""
     comments = {
         token.start[0]: token.string.lstrip("# ").strip()
         for token in tokenize.generate_tokens(io.StringIO(source).readline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -33,7 +34,7 @@ CODES = {
     "stuck-active": "A task has been running longer than it may.",
     "orphaned-unacked": "A message was delivered, and no live node holds it.",
     "retry-loop": "A task retries again and again.",
-    "scheduled-beyond-visibility": "A task waits for longer than the visibility timeout, so it is delivered more than once.",
+    "scheduled-beyond-visibility": "A task waits longer than the visibility timeout, and is delivered again.",
     "duplicate-task-id": "One task id stands in two places at once.",
     "zombie-result": "A result says that a task is under way, and nothing will ever finish it.",
     "unreadable-message": "A message cannot be decoded; a worker that takes it may die of it.",
@@ -43,6 +44,23 @@ CODES = {
     "worker-not-consuming": "A node answers, but takes no messages.",
     "unacked-index-mismatch": "An unacked message is missing from the index, so Celery will never restore it.",
     "cannot-see": "A part of the system could not be looked into.",
+}
+
+#: How a headline counts each code: one, and more of them.
+NOUNS = {
+    "stuck-active": ("hung task", "hung tasks"),
+    "orphaned-unacked": ("orphaned message", "orphaned messages"),
+    "retry-loop": ("retry loop", "retry loops"),
+    "scheduled-beyond-visibility": ("ETA beyond the visibility timeout", "ETAs beyond the visibility timeout"),
+    "duplicate-task-id": ("task id in two places", "task ids in two places"),
+    "zombie-result": ("result that will never finish", "results that will never finish"),
+    "unreadable-message": ("unreadable message", "unreadable messages"),
+    "queue-without-consumer": ("queue without a consumer", "queues without a consumer"),
+    "worker-silent": ("silent node", "silent nodes"),
+    "no-workers": ("broker without workers", "brokers without workers"),
+    "worker-not-consuming": ("node that takes no messages", "nodes that take no messages"),
+    "unacked-index-mismatch": ("message that nothing will restore", "messages that nothing will restore"),
+    "cannot-see": ("place not seen", "places not seen"),
 }
 
 
@@ -82,6 +100,11 @@ class Finding:
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings in reading order: by severity, then code, then subject."""
     return sorted(findings, key=lambda f: (ORDER.index(f.severity), list(CODES).index(f.code), f.subject))
+
+
+def counted(codes: Iterable[str]) -> str:
+    """Return codes as a person counts them: "6 orphaned messages, 1 hung task"; in the order that they are given."""
+    return ", ".join(f"{n:,} {NOUNS.get(code, (code, code))[n != 1]}" for code, n in Counter(codes).items())
 
 
 def verdict(findings: Iterable[Finding]) -> Verdict:

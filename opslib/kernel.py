@@ -1,11 +1,15 @@
-"""This interpreter → the kernel that runbooks run in, whatever kernels the machine has."""
+"""The interpreter that runs → the kernel that runbooks run in, whatever kernels the machine has."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 
 
 class OpsKernelManager(AsyncKernelManager):
@@ -25,3 +29,24 @@ class OpsKernelManager(AsyncKernelManager):
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         metadata = {"supported_encryption": ["curve"]}
         return KernelSpec(argv=argv, display_name="ops", language="python", metadata=metadata)
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[OpsKernelManager]:
+    """
+    Start a kernel in a folder and end it with the `with` block.
+
+    It boots while the caller goes on: what the caller imports meanwhile costs a run nothing. Where the block is
+    interrupted, so is the kernel: a change on its way then lets go of its lock.
+    """
+    manager = OpsKernelManager(kernel_name="python3")
+    run_sync(manager.start_kernel)(cwd=str(folder), extra_arguments=["--HistoryManager.hist_file=:memory:"])
+    try:
+        yield manager
+    except KeyboardInterrupt:
+        run_sync(manager.interrupt_kernel)()
+        run_sync(manager.shutdown_kernel)(now=False)
+        raise
+    finally:
+        if run_sync(manager.is_alive)():
+            run_sync(manager.shutdown_kernel)(now=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -176,7 +177,7 @@ class Keyspace:
         return f"{self.prefix}{OWN}run:{run_id}:m"
 
 
-def destinations(bindings: dict[str, list[Binding]], exchange: str, routing_key: str) -> tuple[str, ...]:
+def destinations(bindings: Mapping[str, Sequence[Binding]], exchange: str, routing_key: str) -> tuple[str, ...]:
     """
     Return the queues that a message with this exchange and routing key belongs to.
 

@@ -1,4 +1,4 @@
-"""A runbook and its parameters → the executed notebook, its record and its report: the only place that knows papermill."""
+"""A runbook and its parameters → the executed notebook, its record and report; only this module knows papermill."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from opslib.records import RunContext, RunRecord
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
+    from papermill.exceptions import PapermillExecutionError
+
+    from opslib.kernel import OpsKernelManager
 
 #: A single cell may take this long; reading millions of messages takes minutes.
 CELL_TIMEOUT_S = 1800
@@ -133,14 +136,13 @@ def _folder(run_id: str) -> Path:
 
 
 def _archive(runbook: Runbook, record: RunRecord, folder: Path) -> Path | None:
-    """Write the report and its checksums, and the archive's index; a full disk costs the report, not the run's outcome."""
+    """Write report, checksums and the archive's index; a full disk costs the report, not the run's outcome."""
     from opslib.render import archive, report
 
     notebook = folder / _NOTEBOOK
-    meanings = {parameter.name: parameter.help for parameter in runbook.parameters}
     try:
         path = report.write_report(
-            folder / archive.REPORT, notebook if notebook.is_file() else None, record, parameters_help=meanings
+            folder / archive.REPORT, notebook if notebook.is_file() else None, record, declared=runbook.parameters
         )
         archive.seal(folder)
         archive.index(settings.reports_root())
@@ -151,13 +153,28 @@ def _archive(runbook: Runbook, record: RunRecord, folder: Path) -> Path | None:
 
 def _execute(runbook: Runbook, parameters: Mapping[str, Value], output: Path, say: Say | None) -> OpsError | None:
     """Run the notebook; return what stopped it, None if it ran to its end."""
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # a second for nothing, where JupyterLab is installed
+    # A second for nothing, where JupyterLab is installed: jsonschema does without it.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    from opslib.kernel import started
+
+    try:
+        with started(runbook.path.parent) as kernel:
+            return _execute_in(kernel, runbook, parameters, output, say)
+    except KeyboardInterrupt:
+        hint = "What it had seen and done until then is in the report and the audit."
+        return errors.Interrupted("The run was interrupted.", hint=hint)
+
+
+def _execute_in(
+    kernel: OpsKernelManager, runbook: Runbook, parameters: Mapping[str, Value], output: Path, say: Say | None
+) -> OpsError | None:
+    """Run the notebook in a kernel that may still be booting, which is why the imports are here."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from papermill.iorw import papermill_io
 
-    from opslib.kernel import OpsKernelManager
+    import opslib.render.report  # noqa: F401 - needed later; the kernel is still booting
 
     papermill_io.register("ops://", _Files({"runbook.ipynb": runbook.path, "executed.ipynb": output}))
     try:
@@ -167,10 +184,9 @@ def _execute(runbook: Runbook, parameters: Mapping[str, Value], output: Path, sa
             parameters=dict(parameters),
             kernel_name="python3",
             language="python",
-            kernel_manager_class=OpsKernelManager,
+            km=kernel,
             progress_bar=False,
             execution_timeout=CELL_TIMEOUT_S,
-            cwd=str(runbook.path.parent),
             **_hooks(runbook, say),
         )
     except PapermillExecutionError as error:
@@ -184,16 +200,12 @@ def _execute(runbook: Runbook, parameters: Mapping[str, Value], output: Path, sa
         return errors.RunbookFailed(
             "The kernel died.", hint="Out of memory, most likely: see the system's log, and lower max_messages."
         )
-    except KeyboardInterrupt:
-        return errors.Interrupted(
-            "The run was interrupted.", hint="What it had seen and done until then is in the report and the audit."
-        )
-    except Exception as error:  # whatever a kernel or a disk can do: there is a report of it all the same
+    except Exception as error:  # noqa: BLE001 - whatever a kernel or a disk can do: there is a report of it all the same
         return errors.RunbookFailed(f"The notebook could not be run: {redact.plain(error)[:500]}")
     return None
 
 
-def _from_cell(error: Any) -> OpsError:
+def _from_cell(error: PapermillExecutionError) -> OpsError:
     """Return the error of a cell as it was raised in the kernel, by its name."""
     kind = errors.by_name(str(error.ename)) or errors.RunbookFailed
     message, _, hint = _ANSI.sub("", str(error.evalue)).partition("\n")
@@ -238,10 +250,11 @@ def _hooks(runbook: Runbook, say: Say | None) -> dict[str, Any]:
     began: dict[str, float] = {}
     total = len(runbook.steps)
 
-    def step(cell: NotebookNode, **more: Any) -> Step | None:
+    def step(cell: NotebookNode, took_s: float | None = None, *, failed: bool = False) -> Step | None:
         name = cell.get("id", "")
-        known = cell.cell_type == "code" and name in runbook.steps
-        return Step(name=name, number=runbook.steps.index(name) + 1, total=total, **more) if known else None
+        if cell.cell_type != "code" or name not in runbook.steps:
+            return None
+        return Step(name=name, number=runbook.steps.index(name) + 1, total=total, took_s=took_s, failed=failed)
 
     def start(cell: NotebookNode, cell_index: int) -> None:
         del cell_index
@@ -252,7 +265,7 @@ def _hooks(runbook: Runbook, say: Say | None) -> dict[str, Any]:
     def end(cell: NotebookNode, cell_index: int, execute_reply: Mapping[str, Any]) -> None:
         del cell_index
         took_s = time.monotonic() - began.get(cell.get("id", ""), time.monotonic())
-        if found := step(cell, took_s=took_s, failed=execute_reply["content"]["status"] != "ok"):
+        if found := step(cell, took_s, failed=execute_reply["content"]["status"] != "ok"):
             say(found)
 
     return {"on_cell_execute": start, "on_cell_executed": end}

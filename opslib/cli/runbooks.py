@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -116,11 +117,11 @@ def run(
 
 @contextlib.contextmanager
 def _prepared(target: str, env_file: str, *, quiet: bool) -> Iterator[str]:
-    """Find the target before a kernel starts, so that a typo costs nothing; the demo is started if it is not running."""
+    """Find the target before a kernel starts, so that a typo costs nothing; start the demo if need be."""
     from opslib import settings
 
     if env_file:
-        os.environ["OPS_ENV_FILE"] = os.path.abspath(env_file)
+        os.environ["OPS_ENV_FILE"] = str(Path(env_file).absolute())
     wanted = target or os.environ.get("OPS_TARGET", "")
     if wanted == settings.DEMO:
         from opslib import demo

@@ -191,7 +191,7 @@ def _look(
         server=info,
         queues=tuple(queues.infos(names, listings, scan, _consumers(nodes))),
         waiting=_each_once([*scan.kept, *repeated]),
-        unreadable=tuple([*scan.unreadable, *odd]),
+        unreadable=(*scan.unreadable, *odd),
         unacked=tuple(delivered),
         held=tuple(held),
         nodes=tuple(nodes),
@@ -233,7 +233,7 @@ def _look_again(broker: Broker, found: keyspace.Found, first: Snapshot, *, timeo
         first,
         taken_at=taken_at,
         unacked=tuple(delivered),
-        unreadable=tuple([*(row for row in first.unreadable if row.place == "waiting"), *odd]),
+        unreadable=(*(row for row in first.unreadable if row.place == "waiting"), *odd),
         held=tuple(held),
         nodes=tuple(nodes),
         receivers=receivers,
@@ -283,7 +283,7 @@ def _consumers(nodes: Sequence[NodeInfo]) -> dict[str, tuple[str, ...]]:
 
 
 def _visibility(broker: Broker, nodes: Sequence[NodeInfo]) -> tuple[float, str]:
-    """Return the deployment's visibility timeout: each node applies its own to everybody's messages, so the shortest."""
+    """Return the deployment's visibility timeout: the shortest, as each node applies its own to all."""
     said = [(node.visibility_timeout_s, node.name) for node in nodes if node.visibility_timeout_s]
     if said:
         shortest, name = min(said)

@@ -54,7 +54,8 @@ def read(broker: Broker, *, max_keys: int) -> tuple[Found, Coverage]:
         max_keys: Keys after which the pass stops; the coverage then says how many were left.
     """
     found = Found()
-    cursor, undecided, total = 0, [], cast("int", broker.reads.dbsize())
+    undecided: list[bytes] = []
+    cursor, total = 0, broker.reads.dbsize()
     while True:
         cursor, names = cast("tuple[int, list[bytes]]", broker.reads.scan(cursor, count=STEP))
         found.visited += len(names)

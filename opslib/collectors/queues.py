@@ -1,4 +1,4 @@
-"""The lists of every queue and priority, streamed in windows of bytes → depths, tasks, and the messages worth keeping."""
+"""The lists of every queue, streamed in windows of bytes → depths, tasks, and the messages worth keeping."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def matches(
     ids: frozenset[str] = frozenset(),
     hashes: AbstractSet[int] = frozenset(),
 ) -> Iterator[tuple[WaitingMessage, bytes]]:
-    """Yield every waiting message with one of these ids, or (where only that is known) one of these hashes, and its bytes."""
+    """Yield every waiting message with one of these ids (or hashes, where only those are known), and its bytes."""
     for listing in listings:
         for position, raw in stream(broker, listing):
             envelope = peek(raw)
@@ -213,7 +213,8 @@ def stream(broker: Broker, listing: Listing, *, limit: int | None = None) -> Ite
     wanted = listing.length if limit is None else min(limit, listing.length)
     name = _name(listing.key)
     index, size = listing.length - wanted, _first_window(broker, name, listing.length)
-    end, previous = listing.length, []
+    end = listing.length
+    previous: list[bytes] = []
     while index < end:
         window = cast("list[bytes]", broker.reads.lrange(name, index, min(end, index + size) - 1))
         if not window:
@@ -232,7 +233,7 @@ def _first_window(broker: Broker, name: bytes, length: int) -> int:
     from redis.exceptions import ResponseError
 
     try:
-        used = cast("int | None", broker.reads.memory_usage(name, samples=5))
+        used = broker.reads.memory_usage(name, samples=5)
     except ResponseError:
         return 1
     return max(1, min(_MOST_PER_WINDOW, WINDOW_BYTES * max(1, length) // max(1, used or 1)))
@@ -303,7 +304,7 @@ def _row(found: Head, listing: Listing, position: int, raw: bytes) -> WaitingMes
     )
 
 
-def head_fields(found: Head) -> dict[str, object]:
+def head_fields(found: Head) -> dict[str, Any]:
     """Return the fields that a message's row takes over from its head."""
     return {name: getattr(found, name) for name in Head.__struct_fields__}
 

@@ -61,7 +61,7 @@ def read(broker: Broker, known: Sequence[bytes], *, max_keys: int) -> tuple[list
     try:
         keys: Iterable[bytes] = known
         if client is not broker.reads:
-            total = cast("int", client.dbsize())
+            total = client.dbsize()
             silent = max(0, total - max_keys)
             keys = _scan(client, broker.keys.result_root, max_keys)
         for page in _pages(keys):
@@ -141,7 +141,7 @@ def _full(client: Redis, keys: Sequence[bytes], root: str) -> list[StoredResult]
             pipe.getrange(key, 0, _LARGEST_BYTES - 1)
             pipe.pttl(key)
         replies = pipe.execute(raise_on_error=False)
-    seconds, micros = cast("tuple[int, int]", client.time())
+    seconds, micros = client.time()
     rows = []
     for key, size, raw, life in zip(keys, replies[::3], replies[1::3], replies[2::3], strict=True):
         if isinstance(raw, bytes) and raw:

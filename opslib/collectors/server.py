@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from opslib.facts import Coverage, ServerInfo
 
@@ -14,7 +14,7 @@ def read(broker: Broker) -> tuple[ServerInfo, Coverage]:
     """Return the server's state; what the user may not see is absent, and the coverage says so."""
     from redis.exceptions import ResponseError
 
-    info = cast("dict[str, Any]", broker.reads.info())
+    info = broker.reads.info()
     try:
         consumers: int | None = _consumers(broker)
         note = ""
@@ -46,7 +46,7 @@ def _consumers(broker: Broker) -> int:
 
     `cmd` is the last command, also of a connection that idles, so the flag b (blocked) counts too.
     """
-    clients = cast("list[dict[str, str]]", broker.reads.client_list())
+    clients = broker.reads.client_list()
     here = str(broker.keys.database)
     return sum(1 for c in clients if c.get("cmd") == "brpop" and "b" in c.get("flags", "") and c.get("db") == here)
 

@@ -35,7 +35,7 @@ def read(
     rows: list[UnackedMessage] = []
     odd: list[UnreadableMessage] = []
     try:
-        total = cast("int", broker.reads.hlen(broker.keys.unacked))
+        total = broker.reads.hlen(broker.keys.unacked)
         scores = _indexed(broker, max_messages)
     except ResponseError as error:
         return [], [], Coverage(place="unacked", seen=0, silent=1, note=f"It cannot be read: {error}.")
@@ -73,7 +73,7 @@ def _missing(broker: Broker, scores: Mapping[bytes, float | None], total: int) -
 
     The walk costs a pass over the values too, so it is left out where the counts already agree.
     """
-    if cast("int", broker.reads.zcard(broker.keys.unacked_index)) == total:
+    if broker.reads.zcard(broker.keys.unacked_index) == total:
         return
     cursor = 0
     while True:

@@ -9,24 +9,30 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from opslib import records
-from opslib.errors import Exit, NotFound
+from opslib.errors import Exit, NotFound, OpsError
 from opslib.findings import Verdict
 from opslib.records import RunRecord
 from opslib.render import words
 from opslib.render.page import opslib_version, page
 from opslib.render.words import SIGNS
 
-RECORD, REPORT, MANIFEST = "record.json", "report.html", "manifest.sha256"
+if TYPE_CHECKING:
+    from opslib.catalog import Parameter
+
+RECORD, REPORT, NOTEBOOK, MANIFEST = "record.json", "report.html", "runbook.ipynb", "manifest.sha256"
 #: Runs on the index page; index.jsonl has them all.
 NEWEST = 500
-_RUN_ID = re.compile(r"(?P<year>[0-9]{4})(?P<month>[0-9]{2})(?P<day>[0-9]{2})T[0-9]{6}Z-[a-z0-9]+(?:-[a-z0-9]+)*-[0-9a-f]{6}")
+_RUN_ID = re.compile(
+    r"(?P<year>[0-9]{4})(?P<month>[0-9]{2})(?P<day>[0-9]{2})T[0-9]{6}Z-[a-z0-9]+(?:-[a-z0-9]+)*-[0-9a-f]{6}"
+)
 _LONGEST_ID = 120
 
 
@@ -39,7 +45,10 @@ def folder(root: Path, run_id: str) -> Path:
     """
     match = _RUN_ID.fullmatch(run_id) if len(run_id) <= _LONGEST_ID else None
     if not match:
-        raise NotFound(f"{words.shown(run_id, 80)!r} is not a run id.", hint="`ops reports list` shows them: 20261121T021500Z-stuck-tasks-7f3a9c.")
+        raise NotFound(
+            f"{words.shown(run_id, 80)!r} is not a run id.",
+            hint="They look like 20261121T021500Z-stuck-tasks-7f3a9c; see `ops reports list`.",
+        )
     return root / match["year"] / match["month"] / match["day"] / run_id
 
 
@@ -49,6 +58,22 @@ def create(root: Path, run_id: str) -> Path:
     for each in [*reversed(path.relative_to(root).parents), path.relative_to(root)]:
         (root / each).mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def keep(root: Path, run: Path, record: RunRecord) -> Path | None:
+    """
+    Write a run's report, then its checksums and the index; return the report's path.
+
+    None means that the disk took no report; without an index or a manifest a run still has its report.
+    """
+    from opslib.render.report import write_report
+
+    report = None
+    with suppress(OSError):
+        report = write_report(run / REPORT, run / NOTEBOOK, record, declared=_declared(record.runbook))
+        seal(run)
+        index(root)
+    return report
 
 
 def seal(run: Path) -> Path:
@@ -77,16 +102,24 @@ def runs(root: Path) -> Iterator[RunRecord]:
     return (_record(run) for run in _folders(root))
 
 
-def find(root: Path, run_id: str) -> Path:
+def find(root: Path, run_id: str = "") -> RunRecord:
     """
-    Return the folder of an archived run.
+    Return the record of an archived run.
+
+    Args:
+        run_id: The newest run where empty.
 
     Raises:
         NotFound: If there is none, or the id is none.
     """
+    if not run_id:
+        newest = next(runs(root), None)
+        if newest is None:
+            raise NotFound("No run has been archived yet.", hint="`ops run stuck-tasks` makes the first.")
+        return newest
     run = folder(root, run_id)
     if run.is_dir() and not run.is_symlink() and run.resolve().is_relative_to(root.resolve()):
-        return run
+        return _record(run)
     known = [path.name for path in itertools.islice(_folders(root), 5000)]
     close = difflib.get_close_matches(run_id, known, n=1, cutoff=0.6)
     hint = f"Did you mean {close[0]}?" if close else "`ops reports list` shows the archived runs."
@@ -103,7 +136,9 @@ def index(root: Path) -> Path:
     with _locked(root):
         archived = [(run, _record(run)) for run in _folders(root)]
         lines = (json.dumps(_line(root, run, record), ensure_ascii=False, default=str) for run, record in archived)
-        records.write_atomically(root / "index.jsonl", "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+        records.write_atomically(
+            root / "index.jsonl", "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+        )
         records.write_atomically(root / "index.html", _page(root, archived).encode("utf-8", "backslashreplace"))
     return root / "index.html"
 
@@ -123,12 +158,25 @@ def _below(path: Path, pattern: str) -> list[Path]:
     if not path.is_dir():
         return []
     named = (each for each in path.iterdir() if re.fullmatch(pattern, each.name))
-    return sorted((each for each in named if each.is_dir() and not each.is_symlink()), key=lambda each: each.name, reverse=True)
+    return sorted(
+        (each for each in named if each.is_dir() and not each.is_symlink()), key=lambda each: each.name, reverse=True
+    )
 
 
 def _files(run: Path) -> list[Path]:
     """Return a run's files but the manifest; a name with a dot in front is one that is being written."""
-    return sorted(path for path in run.iterdir() if path.is_file() and path.name != MANIFEST and not path.name.startswith("."))
+    return sorted(
+        path for path in run.iterdir() if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
+    )
+
+
+def _declared(runbook: str) -> tuple[Parameter, ...]:
+    from opslib import catalog
+
+    try:
+        return catalog.find(runbook).parameters
+    except OpsError:
+        return ()
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A snapshot → one picture of every task in flight, by age and place, as an SVG that is the same bytes for the same facts."""
+"""A snapshot → one picture of every task in flight by age and place; the same facts make the same bytes of SVG."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ages(snapshot: Snapshot, *, stuck_after_s: float) -> Chart:
     Draw every task in flight by its age and place.
 
     A task is drawn once, where it is: running, reserved, scheduled, or delivered and held by no node that answered.
-    Age counts from delivery, of a running task from its start. Waiting messages have no age: Redis keeps no date with a list.
+    Age counts from delivery, of a running task from its start; waiting messages have none, Redis keeps no date of them.
     A task is named in the picture if no node holds it, if it runs for longer than `stuck_after_s`, or if its ETA lies
     beyond the visibility timeout, so that it will be delivered again before it starts.
     """
@@ -53,7 +53,9 @@ def ages(snapshot: Snapshot, *, stuck_after_s: float) -> Chart:
         Limit(snapshot.visibility_timeout_s, f"visibility timeout {age(snapshot.visibility_timeout_s)}"),
     ]
     known = [limit for limit in limits if math.isfinite(limit.at_s) and limit.at_s > 0]
-    return Chart(_draw(lanes, known, _waiting(snapshot), clock(snapshot.taken_at)), _alt(lanes, snapshot, stuck_after_s))
+    return Chart(
+        _draw(lanes, known, _waiting(snapshot), clock(snapshot.taken_at)), _alt(lanes, snapshot, stuck_after_s)
+    )
 
 
 def from_figure(figure: Figure, alt: str = "A picture without a description.") -> Chart:
@@ -141,14 +143,19 @@ def _lanes(snapshot: Snapshot, stuck_after_s: float) -> list[Lane]:
     held = {task.task_id for task in snapshot.held}
     for message in snapshot.unacked:
         if message.task_id not in held:
-            _add(lanes["ownerless"], _point(message.task, message.task_id, _since(message.delivered_at, now), alarming=True))
+            _add(
+                lanes["ownerless"],
+                _point(message.task, message.task_id, _since(message.delivered_at, now), alarming=True),
+            )
     for lane in lanes.values():
         lane.points.sort(key=lambda point: (-point.age_s, point.task, point.task_id))
     _name(lanes.values())
     return [lane for lane in lanes.values() if lane.size]
 
 
-def _held_point(task: HeldTask, delivered_at: float | None, now: float, stuck_after_s: float, visibility_s: float) -> Point | None:
+def _held_point(
+    task: HeldTask, delivered_at: float | None, now: float, stuck_after_s: float, visibility_s: float
+) -> Point | None:
     start = task.started_at if task.place == "active" and task.started_at is not None else delivered_at
     age_s, due_s = _since(start, now), None
     if task.place == "scheduled" and age_s is not None and task.eta_at is not None and math.isfinite(task.eta_at):
@@ -198,7 +205,9 @@ def _waiting(snapshot: Snapshot) -> str:
 def _alt(lanes: Sequence[Lane], snapshot: Snapshot, stuck_after_s: float) -> str:
     parts = [f"{lane.size:,} {NAMES[lane.place]}{_oldest(lane)}" for lane in lanes] or ["none"]
     alarming = sum(point.alarming for lane in lanes for point in lane.points)
-    stand_out = f" {plural(alarming, 'task')} stand{'s' * (alarming == 1)} out; stuck means longer than {age(stuck_after_s)}."
+    stand_out = (
+        f" {plural(alarming, 'task')} stand{'s' * (alarming == 1)} out; stuck means longer than {age(stuck_after_s)}."
+    )
     return f"Tasks in flight, by age: {', '.join(parts)}.{stand_out if lanes else ''} Waiting: {_waiting(snapshot)}."
 
 
@@ -240,6 +249,7 @@ class Scale:
     high_s: float
 
     def __call__(self, age_s: float) -> float:
+        """Return where an age stands."""
         within = min(max(age_s, self.low_s), self.high_s)
         share = math.log(within / self.low_s) / math.log(self.high_s / self.low_s)
         return LEFT + share * (RIGHT - LEFT)
@@ -247,7 +257,9 @@ class Scale:
 
 def _scale(lanes: Sequence[Lane], limits: Sequence[Limit]) -> Scale:
     """Choose the ends so that every age, every ETA and every limit lies within, with air on both sides."""
-    seen = [value for lane in lanes for point in lane.points for value in (point.age_s, point.due_s) if value is not None]
+    seen = [
+        value for lane in lanes for point in lane.points for value in (point.age_s, point.due_s) if value is not None
+    ]
     seen += [limit.at_s for limit in limits]
     inside = [min(max(value, 1.0), float(TICKS[-1])) for value in seen] or [1.0, 3600.0]
     low = max((tick for tick in TICKS if tick <= min(inside) / 1.2), default=1)
@@ -257,7 +269,9 @@ def _scale(lanes: Sequence[Lane], limits: Sequence[Limit]) -> Scale:
 def _draw(lanes: Sequence[Lane], limits: Sequence[Limit], waiting: str, when: str) -> str:
     scale = _scale(lanes, limits)
     strips = [_strip(lane, scale) for lane in lanes]
-    heights = [max(LANE, strip.height + ROW * len(lane.named) + 14.0) for lane, strip in zip(lanes, strips, strict=True)]
+    heights = [
+        max(LANE, strip.height + ROW * len(lane.named) + 14.0) for lane, strip in zip(lanes, strips, strict=True)
+    ]
     bottom = HEAD + (sum(heights) if lanes else 30.0)
     pen = Pen(bottom + FOOT + 22.0)
     pen.text(0, 14, "Tasks in flight, by age", weight="bold", size=11)
@@ -407,7 +421,9 @@ class Pen:
         from matplotlib.lines import Line2D
 
         flipped = [self._height - y for y in ys]
-        self._figure.add_artist(Line2D(xs, flipped, color=colour, linewidth=width, linestyle=dashes, transform=self._points))
+        self._figure.add_artist(
+            Line2D(xs, flipped, color=colour, linewidth=width, linestyle=dashes, transform=self._points)
+        )
 
     def dots(self, xs: Sequence[float], ys: Sequence[float], colour: str, radius: float, edge: str) -> None:
         """Draw dots."""
@@ -423,14 +439,32 @@ class Pen:
         from matplotlib.patches import Rectangle
 
         corner = (x, self._height - y - height)
-        self._figure.add_artist(Rectangle(corner, width, height, facecolor=colour, edgecolor=edge, linewidth=0.8, transform=self._points))
+        self._figure.add_artist(
+            Rectangle(corner, width, height, facecolor=colour, edgecolor=edge, linewidth=0.8, transform=self._points)
+        )
 
     def text(
-        self, x: float, y: float, text: str, *, colour: str = INK, size: float = 9, ha: str = "left", weight: str = "normal"
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        colour: str = INK,
+        size: float = 9,
+        ha: str = "left",
+        weight: str = "normal",
     ) -> None:
         """Write a text on its base line."""
         self._figure.text(
-            x, self._height - y, _printable(text), color=colour, size=size, ha=ha, weight=weight, transform=self._points, parse_math=False
+            x,
+            self._height - y,
+            _printable(text),
+            color=colour,
+            size=size,
+            ha=ha,
+            weight=weight,
+            transform=self._points,
+            parse_math=False,
         )
 
     def svg(self) -> str:

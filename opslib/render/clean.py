@@ -1,4 +1,4 @@
-"""HTML out of a notebook → the same text and tables, with nothing left that could act, load, lead away or pose as the report."""
+"""HTML out of a notebook → the same text and tables, with nothing left that acts, loads or poses as the report."""
 
 from __future__ import annotations
 
@@ -15,24 +15,38 @@ from opslib import redact
 
 #: What may stay. Anything else either acts (see below) or is taken off while its text stays.
 TAGS = frozenset(
-    "a abbr b blockquote br caption cite code col colgroup dd del details dfn div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img "
-    "ins kbd li mark ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead time tr tt u ul var wbr".split()
+    """
+    a abbr b blockquote br caption cite code col colgroup dd del details dfn div dl dt em figcaption figure h1 h2 h3 h4
+    h5 h6 hr i img ins kbd li mark ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead
+    time tr tt u ul var wbr
+    """.split()  # noqa: SIM905 - a list of sixty strings is harder to read
 )
-ATTRIBUTES = frozenset("alt class colspan data-label datetime dir href lang open reversed rowspan scope src start style title".split())
+ATTRIBUTES = frozenset(
+    """
+    alt class colspan data-label datetime dir href lang open reversed rowspan scope src start style title
+    """.split()  # noqa: SIM905
+)
 #: What acts, loads or swallows what follows: it goes with all that is in it, and a sentence says so.
 ACTING = frozenset(
-    "applet audio base body button canvas dialog embed form frame frameset head html iframe input link map marquee math meta noembed "
-    "noframes noscript object option param plaintext portal script select slot source svg template textarea title track video xmp".split()
+    """
+    applet audio base button canvas dialog embed form frame frameset iframe input link map marquee math meta noembed
+    noframes noscript object option param plaintext portal script select slot source svg template textarea track video
+    xmp
+    """.split()  # noqa: SIM905
 )
 #: Acting by name only: parsers put them around a fragment, and libraries give every table its style.
 _SILENT = frozenset({"html", "head", "body", "title"})
 #: Nothing that moves, covers or loads: a box over the verdict would be a lie.
 PROPERTIES = frozenset(
-    "background background-color border border-bottom border-collapse border-left border-right border-top color font-family font-size "
-    "font-style font-weight padding padding-left padding-right text-align text-decoration vertical-align white-space width".split()
+    """
+    background background-color border border-bottom border-collapse border-left border-right border-top color
+    font-family font-size font-style font-weight padding padding-left padding-right text-align text-decoration
+    vertical-align white-space width
+    """.split()  # noqa: SIM905
 )
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]*", re.IGNORECASE)
-_CLASSES = re.compile(r"(?:ops-(?:table|stack|number|code|state|note|line|empty|text|card|[a-z]+)|dataframe|ansi-[a-z-]+|highlight|hl-\w+|[a-z]{1,3}\d?)")
+#: Our own tables', pandas' and the tokens of highlighted code; no class of the page around them.
+_CLASSES = re.compile(r"ops-[a-z]+|dataframe|highlight|hl-\w+|[a-z]{1,3}\d?")
 
 
 def clean(fragment: str, *, shift: int = 0) -> str:
@@ -49,9 +63,9 @@ def clean(fragment: str, *, shift: int = 0) -> str:
     removed: Counter[str] = Counter()
     for text in soup.find_all(string=True):
         _text(text)
-    for tag in soup.find_all(True):
+    for tag in soup.find_all(name=True):
         if not tag.decomposed:
-            _tag(soup, tag, removed, shift)
+            _tag(tag, removed, shift)
     return soup.decode(formatter="minimal") + _said(removed)
 
 
@@ -74,7 +88,7 @@ def _text(text: NavigableString) -> None:
         text.replace_with(NavigableString(plain))
 
 
-def _tag(soup: BeautifulSoup, tag: Tag, removed: Counter[str], shift: int) -> None:
+def _tag(tag: Tag, removed: Counter[str], shift: int) -> None:
     if tag.name == "input" and tag.get("type") == "checkbox":
         tag.replace_with("☑ " if tag.has_attr("checked") else "☐ ")
     elif tag.name == "style":
@@ -89,7 +103,7 @@ def _tag(soup: BeautifulSoup, tag: Tag, removed: Counter[str], shift: int) -> No
         tag.unwrap()
     else:
         _attributes(tag, removed)
-        _special(soup, tag, removed, shift)
+        _special(tag, removed, shift)
 
 
 def _attributes(tag: Tag, removed: Counter[str]) -> None:
@@ -101,7 +115,11 @@ def _attributes(tag: Tag, removed: Counter[str]) -> None:
         elif name == "style":
             _set(tag, name, _style(str(value)))
         elif name == "class":
-            _set(tag, name, " ".join(each for each in tag.get_attribute_list("class") if each and _CLASSES.fullmatch(each)))
+            _set(
+                tag,
+                name,
+                " ".join(each for each in tag.get_attribute_list("class") if each and _CLASSES.fullmatch(each)),
+            )
         elif isinstance(value, str):
             tag.attrs[name] = redact.plain(value)
 
@@ -123,16 +141,16 @@ def _style(declarations: str) -> str:
     return ";".join(kept)
 
 
-def _special(soup: BeautifulSoup, tag: Tag, removed: Counter[str], shift: int) -> None:
+def _special(tag: Tag, removed: Counter[str], shift: int) -> None:
     if tag.name == "a":
-        _link(soup, tag, removed)
+        _link(tag, removed)
     elif tag.name == "img":
         _image(tag, removed)
     elif shift and re.fullmatch("h[1-6]", tag.name):
         tag.name = f"h{min(6, int(tag.name[1]) + shift)}"
 
 
-def _link(soup: BeautifulSoup, tag: Tag, removed: Counter[str]) -> None:
+def _link(tag: Tag, removed: Counter[str]) -> None:
     address = str(tag.attrs.pop("href", ""))
     if address.startswith("#"):
         tag.attrs["href"] = address

@@ -51,7 +51,9 @@ def _exporter() -> _Exporter:
     )
     exporter.register_filter("clean", clean)
     exporter.register_filter("alt", lambda output: output.data.get("ops/alt", ""))
-    exporter.register_filter("base64", lambda svg: base64.b64encode(masked(str(svg)).encode("utf-8", "replace")).decode())
+    exporter.register_filter(
+        "base64", lambda svg: base64.b64encode(masked(str(svg)).encode("utf-8", "replace")).decode()
+    )
     exporter.register_filter("base64_only", lambda text: re.sub(r"[^A-Za-z0-9+/=]", "", str(text)))
     exporter.register_filter("highlight_code", Highlight2HTML(pygments_lexer="python3", parent=exporter))  # type: ignore[no-untyped-call]
     return cast("_Exporter", exporter)

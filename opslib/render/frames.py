@@ -36,7 +36,9 @@ def _instants(column: pd.Series) -> pd.Series:
 
     seconds = [value.timestamp() if isinstance(value, datetime) else value for value in column]
     return pd.Series(
-        pd.to_datetime(pd.to_numeric(pd.Series(seconds, dtype=object), errors="coerce"), unit="s", utc=True, errors="coerce").array,
+        pd.to_datetime(
+            pd.to_numeric(pd.Series(seconds, dtype=object), errors="coerce"), unit="s", utc=True, errors="coerce"
+        ).array,
         index=column.index,
         name=column.name,
     )

@@ -132,7 +132,8 @@ def _html(table: Table) -> str:
     rows = "".join(f"<tr>{_cells(table.columns, row)}</tr>" for row in table.rows[: table.limit])
     note = f'<p class="ops-note">{escape(table.below())}</p>' if table.below() else ""
     stack = " ops-stack" if table.stack else ""
-    return f'<div class="ops-table{stack}"><table>{title}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{note}</div>'
+    body = f"<table>{title}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="ops-table{stack}">{body}{note}</div>'
 
 
 def _cells(columns: Sequence[Column], row: Sequence[object]) -> str:
@@ -156,13 +157,18 @@ def _shown(value: object) -> str:
 def _text(table: Table, width: int) -> str:
     if not table.rows:
         return f"{shown(table.title)}: {table.empty}" if table.title else table.empty
-    grid = [[_lines(column, cell) for column, cell in zip(table.columns, row, strict=True)] for row in table.rows[: table.limit]]
+    grid = [
+        [_lines(column, cell) for column, cell in zip(table.columns, row, strict=True)]
+        for row in table.rows[: table.limit]
+    ]
     widths = _fit(table.columns, grid, width)
     lines = [_line([column.title for column in table.columns], table.columns, widths)]
     lines.append(_line(["─" * each for each in widths], table.columns, widths))
     for row in grid:
         lines += _wrapped(row, table.columns, widths)
-    return "\n".join([*([shown(table.title)] if table.title else []), *lines, *([table.below()] if table.below() else [])])
+    return "\n".join(
+        [*([shown(table.title)] if table.title else []), *lines, *([table.below()] if table.below() else [])]
+    )
 
 
 def _lines(column: Column, value: object) -> list[str]:
@@ -176,7 +182,8 @@ def _fit(columns: Sequence[Column], grid: Iterable[Sequence[Sequence[str]]], wid
     """Give every column its natural width, then take from the widest text column until the row fits."""
     rows = list(grid)
     widths = [
-        max([cells(column.title), *(cells(line) for row in rows for line in row[at])]) for at, column in enumerate(columns)
+        max([cells(column.title), *(cells(line) for row in rows for line in row[at])])
+        for at, column in enumerate(columns)
     ]
     elastic = [at for at, column in enumerate(columns) if column.kind == "text"]
     while elastic and sum(widths) + len(_GAP) * (len(widths) - 1) > width:

@@ -1,4 +1,4 @@
-"""An executed notebook and its record → one HTML file that says in two seconds what was wrong and whether anything was changed."""
+"""An executed notebook and its record → one HTML file that says at a glance what was wrong and what was changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from markupsafe import Markup
 
@@ -137,7 +137,7 @@ def _state(cell: NotebookNode) -> State:
 def _without_record(node: NotebookNode | None) -> RunRecord:
     """Return the record of a run that left none."""
     message = "The run ended without a record, so its kernel died or was stopped before the last cell."
-    hint = "Run it again; if it was allowed to change something, `ops reports` and the audit log say how far it came."
+    hint = "Run it again without `--apply`, to see how things stand now."
     return RunRecord(
         run_id="",
         runbook=_title(node) if node else "",
@@ -159,7 +159,12 @@ def _error(run: RunRecord, states: Sequence[CellState]) -> dict[str, str] | None
 
 
 def _contents(
-    parts: Sequence[Section], body: NotebookNode | None, marked: Mapping[str, State], run: RunRecord, *, has_parameters: bool
+    parts: Sequence[Section],
+    body: NotebookNode | None,
+    marked: Mapping[str, State],
+    run: RunRecord,
+    *,
+    has_parameters: bool,
 ) -> list[dict[str, object]]:
     top = [{"title": part.title, "target": part.id, "mark": ""} for part in parts]
     if run.error:
@@ -178,9 +183,15 @@ def _headings(body: NotebookNode, marked: Mapping[str, State]) -> list[dict[str,
     for cell in body.cells:
         if cell.cell_type == "markdown":
             titles = [_words(line[3:]) for line in _outside_fences(cell.source) if line.startswith("## ")]
-            entries += [{"title": words.shown(title, 80), "target": f"cell-id={cell.id}", "mark": ""} for title in titles]
+            entries += [
+                {"title": words.shown(title, 80), "target": f"cell-id={cell.id}", "mark": ""} for title in titles
+            ]
         state = marked.get(cell.get("id", ""))
-        if state and entries and (not entries[-1]["mark"] or rank.index(state) > rank.index(State(entries[-1]["mark"]))):
+        if (
+            state
+            and entries
+            and (not entries[-1]["mark"] or rank.index(state) > rank.index(State(entries[-1]["mark"])))
+        ):
             entries[-1]["mark"] = str(state)
     return entries
 
@@ -211,7 +222,13 @@ _SHOWN = ("text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpe
 _MARKS = {State.FAILED: "failed", State.CUT_OFF: "cut off before it ended", State.NOT_RUN: "not run"}
 #: Beyond this an output says its size instead: a report stays below 5 MB.
 _LONGEST_TEXT = 40_000
-_LONGEST = {"text/html": 400_000, "text/markdown": 100_000, "image/svg+xml": 1_500_000, "image/png": 1_500_000, "image/jpeg": 1_500_000}
+_LONGEST = {
+    "text/html": 400_000,
+    "text/markdown": 100_000,
+    "image/svg+xml": 1_500_000,
+    "image/png": 1_500_000,
+    "image/jpeg": 1_500_000,
+}
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
@@ -238,7 +255,10 @@ def _prepared(node: NotebookNode, run: RunRecord) -> tuple[str, NotebookNode]:
     """Return the title, and a copy of the notebook with what the report shows elsewhere taken out."""
     body, title = deepcopy(node), _title(node)
     body.cells = [cell for cell in body.cells if not _GONE & set(cell.metadata.get("tags", []))]
-    heading = next((cell for cell in body.cells if cell.cell_type == "markdown" and re.search("^# ", cell.source, re.MULTILINE)), None)
+    heading = next(
+        (cell for cell in body.cells if cell.cell_type == "markdown" and re.search("^# ", cell.source, re.MULTILINE)),
+        None,
+    )
     if heading is not None:
         heading.source = re.sub(r"^# .*\n?", "", heading.source, count=1, flags=re.MULTILINE).strip()
     body.cells = [cell for cell in body.cells if cell.source.strip() or cell.get("outputs")]
@@ -294,11 +314,18 @@ def _plain(text: str) -> str:
     if len(text) <= _LONGEST_TEXT:
         return text
     half = _LONGEST_TEXT // 2
-    return f"{text[:half]}\n… {len(text) - _LONGEST_TEXT:,} characters are left out here; the notebook has them …\n{text[-half:]}"
+    gap = f"… {len(text) - _LONGEST_TEXT:,} characters are left out here; the notebook has them …"
+    return f"{text[:half]}\n{gap}\n{text[-half:]}"
 
 
 def _cells(body: NotebookNode, marked: Mapping[str, State]) -> str:
     # Imported here: nbconvert takes 0.3 s, and a caller that only wants the archive's index never needs it.
     from opslib.render.export import export
 
-    return export(body, {"states": {cell: str(state) for cell, state in marked.items()}, "marks": {str(k): v for k, v in _MARKS.items()}})
+    return export(
+        body,
+        {
+            "states": {cell: str(state) for cell, state in marked.items()},
+            "marks": {str(k): v for k, v in _MARKS.items()},
+        },
+    )

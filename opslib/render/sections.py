@@ -6,7 +6,7 @@ import itertools
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -53,6 +53,8 @@ class Group:
         word: The severity, kind or status that they share; `sign` stands beside it.
 
         lead: What to do about all of them, or what happens to all of them.
+
+        note: Why, in a quieter line.
     """
 
     word: str
@@ -60,6 +62,7 @@ class Group:
     title: str
     lead: str
     items: Sequence[Item]
+    note: str = ""
 
     @property
     def open(self) -> Sequence[Item]:
@@ -131,7 +134,7 @@ def unseen(run: RunRecord) -> list[dict[str, str]]:
         {
             "place": words.shown(row.get("place"), 80),
             "figures": f"{words.shown(row.get('silent'))} of {_total(row)} not seen",
-            "note": words.shown(row["note"]) if row.get("note") else "",
+            "note": words.maybe(row.get("note")),
         }
         for row in run.coverage
         if row.get("silent")
@@ -144,16 +147,34 @@ def following(run: RunRecord) -> list[dict[str, str]]:
         return []
     given = [f"{name}={value}" for name, value in run.parameters.items() if name not in {"dry_run", "target"}]
     target = ["--target", run.target] if run.target else []
-    command = ["ops", "run", run.runbook, *target, *itertools.chain.from_iterable(("-p", pair) for pair in given), "--apply"]
-    return [{"text": "To make these changes, after one more look and your word:", "command": redact.plain(shlex.join(command))}]
+    command = [
+        "ops",
+        "run",
+        run.runbook,
+        *target,
+        *itertools.chain.from_iterable(("-p", pair) for pair in given),
+        "--apply",
+    ]
+    return [
+        {
+            "text": "To make these changes, after one more look and your word:",
+            "command": redact.plain(shlex.join(command)),
+        }
+    ]
 
 
 def sections(run: RunRecord) -> list[Section]:
     """Return the sections in reading order: what was done or found, what would be done, what was seen."""
     if words.changed(run):
-        parts = [_outcomes(run), _findings("What remains", run.remaining, ("verify",)), _before_and_after(run)]
+        parts = [
+            _outcomes(run),
+            _findings("What remains", run.remaining, ("verify",), before=run.findings),
+            *_gone(run),
+        ]
     else:
-        parts = [_findings("Findings", _left(run), ("diagnosis",)), *_plan(run)]
+        title = "Findings so far" if run.error else "Findings"
+        empty = "The run stopped before it could judge." if run.error else tables.NO_FINDINGS
+        parts = [_findings(title, _left(run), ("diagnosis",), empty=empty), *_plan(run)]
     return [*parts, *_coverage(run)]
 
 
@@ -176,11 +197,13 @@ def _answer(term: str, value: str, note: str, look: str = "") -> dict[str, str]:
 
 def _found(run: RunRecord) -> tuple[str, str, str]:
     rows = _left(run)
-    figures = words.by_severity(rows).capitalize()
+    if run.error and not rows:
+        return "Not known", "", "The run stopped before it could judge."
+    figures = words.by_severity(rows).capitalize() if rows else "Nothing"
     worst = str(words.worst_first(rows)[0].get("severity")) if rows else ""
     before = f"At the start: {words.by_severity(run.findings)}" if words.changed(run) else ""
     if run.error:
-        before = "So far; the run did not end" if rows else "The run did not end"
+        before = "So far; the run did not end."
     return figures, worst if worst in SIGNS else "", before
 
 
@@ -206,35 +229,76 @@ def _total(row: Row) -> str:
 # --- the sections ---
 
 
-def _findings(title: str, rows: Sequence[Row], cells: tuple[str, ...]) -> Section:
-    ranked = words.worst_first(rows)
+def _findings(
+    title: str,
+    rows: Sequence[Row],
+    cells: tuple[str, ...],
+    *,
+    before: Sequence[Row] | None = None,
+    empty: str = tables.NO_FINDINGS,
+) -> Section:
+    """Return findings by severity and code; those that `before` lacks are called new."""
+    ranked, old = words.worst_first(rows), None if before is None else {tables.key(row) for row in before}
+    marked = [{**row, "new": old is not None and tables.key(row) not in old} for row in ranked]
     return Section(
         id="findings",
         title=title,
         cells=cells,
         count=len(ranked),
-        groups=_grouped(ranked[:MOST], ("severity", "code"), _finding_group),
-        empty=tables.NO_FINDINGS,
+        groups=_grouped(marked[:MOST], ("severity", "code"), _finding_group),
+        empty=empty,
         note=_rest(len(ranked)),
     )
 
 
 def _finding_group(rows: Sequence[Row]) -> Group:
     first, hints = rows[0], {str(row.get("hint") or "") for row in rows}
-    code, shared = str(first.get("code")), len(hints) == 1
+    shared = len(hints) == 1
     return Group(
         word=words.shown(first.get("severity"), 20),
         sign=SIGNS.get(str(first.get("severity")), "?"),
-        title=CODES.get(code, words.shown(code, 80)),
-        lead=words.shown(hints.pop()) if shared and any(hints) else "",
+        title=_sentence(first),
+        lead=words.maybe(hints.pop()) if shared else "",
         items=[_finding_item(row, hint="" if shared else str(row.get("hint") or "")) for row in rows],
     )
 
 
 def _finding_item(row: Row, hint: str) -> Item:
     name, code = _named(row)
-    notes = [words.evidence(row.get("evidence")), words.shown(hint) if hint else ""]
-    return Item(name=name, code=code, text=words.shown(row.get("message")), note=" — ".join(filter(None, notes)))
+    new = "New since the start. " if row.get("new") else ""
+    notes = [words.evidence(row.get("evidence")), words.maybe(hint)]
+    return Item(name=name, code=code, text=new + words.maybe(row.get("message")), note=" — ".join(filter(None, notes)))
+
+
+def _gone(run: RunRecord) -> list[Section]:
+    left = {tables.key(row) for row in run.remaining}
+    gone = [row for row in words.worst_first(run.findings) if tables.key(row) not in left]
+    groups = _grouped(gone[:MOST], ("code",), _gone_group)
+    return (
+        [
+            Section(
+                id="gone",
+                title="What is gone",
+                cells=("diagnosis",),
+                count=len(gone),
+                groups=groups,
+                note=_rest(len(gone)),
+            )
+        ]
+        if gone
+        else []
+    )
+
+
+def _gone_group(rows: Sequence[Row]) -> Group:
+    items = [Item(name=name, code=code, text="") for name, code in map(_named, rows)]
+    return Group(word="gone", sign=SIGNS["gone"], title=_sentence(rows[0]), lead="", items=items)
+
+
+def _sentence(row: Row) -> str:
+    """Return what a finding's code means, as docs/findings.md says it."""
+    code = str(row.get("code"))
+    return CODES.get(code, words.shown(code, 80))
 
 
 def _plan(run: RunRecord) -> list[Section]:
@@ -247,7 +311,7 @@ def _plan(run: RunRecord) -> list[Section]:
             title="What would be done" if run.dry_run else "What was planned",
             cells=("plan",),
             count=len(actions),
-            groups=_grouped(actions[:MOST], ("kind", "source", "destination", "effect"), _action_group),
+            groups=_grouped(actions[:MOST], ("kind", "source", "destination", "effect", "why"), _action_group),
             note=_rest(len(actions)),
         )
     ]
@@ -259,22 +323,22 @@ def _action_group(rows: Sequence[Row]) -> Group:
         word=words.shown(first.get("kind"), 40),
         sign="→",
         title=tables.way(first),
-        lead=words.shown(first.get("effect")) if first.get("effect") else "",
-        items=[_action_item(row, _because(row)) for row in rows],
+        lead=words.maybe(first.get("effect")),
+        items=[_action_item(row, _running(row)) for row in rows],
+        note=f"Because: {CODES.get(str(first['why']), words.shown(first['why']))}" if first.get("why") else "",
     )
 
 
 def _action_item(row: Row, text: str, note: str = "") -> Item:
     name, code = _named(row)
-    number = words.shown(row["id"]) if row.get("id") else ""
+    number = words.maybe(row.get("id"))
     return Item(name=name, code=code, text=text, note=note, number=number)
 
 
-def _because(row: Row) -> str:
-    """Return why an action is planned, and whether it may end a running task: the part that cannot be taken back."""
-    why = CODES.get(str(row.get("why")), words.shown(row.get("why")))
+def _running(row: Row) -> str:
+    """Return what cannot be taken back: that a task which runs may be ended, and where."""
     node = f" on {words.shown(row['node'])}" if row.get("node") else ""
-    return f"{why}{f' May end the running task{node}.' if row.get('terminate') else ''}"
+    return f"May end the task that runs{node}." if row.get("terminate") else node.strip().capitalize()
 
 
 def _outcomes(run: RunRecord) -> Section:
@@ -300,17 +364,12 @@ def _outcome_group(rows: Sequence[Row]) -> Group:
         sign=SIGNS.get(first["status"], "?"),
         title=f"{words.shown(first.get('kind') or 'action', 40)}: {tables.way(first)}",
         lead="",
-        items=[_action_item(row, words.shown(row["outcome"].get("reason") or row["status"]), _steps(row["outcome"])) for row in rows],
+        items=[_action_item(row, words.maybe(row["outcome"].get("reason")), _steps(row["outcome"])) for row in rows],
     )
 
 
 def _steps(outcome: Row) -> str:
     return " → ".join(words.shown(step) for step in outcome.get("steps") or ())
-
-
-def _before_and_after(run: RunRecord) -> Section:
-    table = tables.comparison(run.findings, run.remaining)
-    return Section(id="before", title="Findings, before and after", cells=("verify", "diagnosis"), table=_markup(table))
 
 
 def _coverage(run: RunRecord) -> list[Section]:
@@ -325,13 +384,17 @@ def _coverage(run: RunRecord) -> list[Section]:
 
 def _parameter(name: str, given: Mapping[str, object], known: Mapping[str, Parameter]) -> tuple[object, ...]:
     declared = known.get(name)
-    value = given[name] if name in given else declared.default if declared else ""
-    empty = value == "" and "(empty)"
-    return (name, empty or value, "given" if name in given else "default", declared.help if declared else "")
+    value = given.get(name, declared.default if declared else "")
+    return (
+        name,
+        "(empty)" if value == "" else value,
+        "given" if name in given else "default",
+        declared.help if declared else "",
+    )
 
 
 def _named(row: Row) -> tuple[str, str]:
-    subject = words.shown(row["subject"]) if row.get("subject") else ""
+    subject = words.maybe(row.get("subject"))
     return (words.shown(row["task"], 200), subject) if row.get("task") else ("", subject)
 
 

@@ -115,7 +115,13 @@ def queues(rows: Sequence[QueueInfo | Row]) -> Table:
             Column("Consumers"),
         ),
         rows=[
-            (row["name"], row["depth"], _counts(row["by_priority"]), _counts(row["by_task"], 3), _names(row["consumers"], "nobody"))
+            (
+                row["name"],
+                row["depth"],
+                _counts(row["by_priority"]),
+                _counts(row["by_task"], 3),
+                _names(row["consumers"], "nobody"),
+            )
             for row in ranked
         ],
         empty="No queue exists: Redis keeps no empty list, so nothing waits.",
@@ -147,10 +153,21 @@ def _node(row: Row, busy: Mapping[str, int]) -> tuple[object, ...]:
         return (row["name"], "silent", "", "", "", "", "", "")
     slots = f"{busy.get(row['name'], 0)} of {row['concurrency']}"
     up = spell(row["uptime_s"]) if row["uptime_s"] else ""
-    return (row["name"], "answered", row["pool"], slots, row["prefetch"], size(row["memory_bytes"]), up, _names(row["queues"]))
+    return (
+        row["name"],
+        "answered",
+        row["pool"],
+        slots,
+        row["prefetch"],
+        size(row["memory_bytes"]),
+        up,
+        _names(row["queues"]),
+    )
 
 
-def unacked(rows: Sequence[UnackedMessage | Row], *, taken_at: datetime | None = None, held: Iterable[HeldTask | Row] = ()) -> Table:
+def unacked(
+    rows: Sequence[UnackedMessage | Row], *, taken_at: datetime | None = None, held: Iterable[HeldTask | Row] = ()
+) -> Table:
     """Return the unacked messages, the oldest first, with the nodes that hold them."""
     holders = defaultdict(set)
     for task in map(row_of, held):
@@ -158,7 +175,13 @@ def unacked(rows: Sequence[UnackedMessage | Row], *, taken_at: datetime | None =
     ranked = sorted(map(row_of, rows), key=lambda row: row["delivered_at"] or 0.0)
     return Table(
         title="Unacknowledged",
-        columns=(_TASK, Column("Queue", "code"), Column("Delivered", "number"), Column("Retries", "number"), Column("Held by")),
+        columns=(
+            _TASK,
+            Column("Queue", "code"),
+            Column("Delivered", "number"),
+            Column("Retries", "number"),
+            Column("Held by"),
+        ),
         rows=[
             (
                 _task(row),
@@ -201,7 +224,8 @@ def waiting(rows: Sequence[WaitingMessage | Row]) -> Table:
             Column("Size", "number"),
         ),
         rows=[
-            (_task(row), row["queue"], row["priority"], row["position"], row["retries"], size(row["size_bytes"])) for row in ranked
+            (_task(row), row["queue"], row["priority"], row["position"], row["retries"], size(row["size_bytes"]))
+            for row in ranked
         ],
         empty="Nothing waits.",
     )
@@ -211,9 +235,16 @@ def unreadable(rows: Sequence[UnreadableMessage | Row]) -> Table:
     """Return the messages that no worker can decode."""
     return Table(
         title="Unreadable",
-        columns=(Column("Key", "code"), Column("Place"), Column("Why"), Column("Size", "number"), Column("SHA-256", "code")),
+        columns=(
+            Column("Key", "code"),
+            Column("Place"),
+            Column("Why"),
+            Column("Size", "number"),
+            Column("SHA-256", "code"),
+        ),
         rows=[
-            (row["key"], row["place"], row["reason"], size(row["size_bytes"]), row["sha256"][:12]) for row in map(row_of, rows)
+            (row["key"], row["place"], row["reason"], size(row["size_bytes"]), row["sha256"][:12])
+            for row in map(row_of, rows)
         ],
         empty="Every message that was read can be decoded.",
     )
@@ -223,9 +254,23 @@ def results(rows: Sequence[StoredResult | Row]) -> Table:
     """Return stored results."""
     return Table(
         title="Results",
-        columns=(_TASK, Column("State"), Column("Node", "code"), Column("Retries", "number"), Column("Exception"), Column("Expires")),
+        columns=(
+            _TASK,
+            Column("State"),
+            Column("Node", "code"),
+            Column("Retries", "number"),
+            Column("Exception"),
+            Column("Expires"),
+        ),
         rows=[
-            (_task(row), row["state"], row["node"], row["retries"], row["exception"], words.clock(row["expires_at"]) or "never")
+            (
+                _task(row),
+                row["state"],
+                row["node"],
+                row["retries"],
+                row["exception"],
+                words.clock(row["expires_at"]) or "never",
+            )
             for row in map(row_of, rows)
         ],
         empty="No result was found.",
@@ -237,9 +282,21 @@ def coverage(rows: Sequence[Coverage | Row]) -> Table:
     ranked = sorted(map(row_of, rows), key=lambda row: not row.get("silent"))
     return Table(
         title="Coverage",
-        columns=(Column("Place"), Column("View", "state"), Column("Seen", "number"), Column("Not seen", "number"), Column("Note")),
+        columns=(
+            Column("Place"),
+            Column("View", "state"),
+            Column("Seen", "number"),
+            Column("Not seen", "number"),
+            Column("Note"),
+        ),
         rows=[
-            (row.get("place"), "partly" if row.get("silent") else "whole", row.get("seen"), row.get("silent"), row.get("note"))
+            (
+                row.get("place"),
+                "partly" if row.get("silent") else "whole",
+                row.get("seen"),
+                row.get("silent"),
+                row.get("note"),
+            )
             for row in ranked
         ],
         empty="It was not recorded what was looked into.",
@@ -253,7 +310,12 @@ def findings(rows: Iterable[Finding | Row], title: str = "Findings") -> Table:
     """Return findings, the worst first, each with its evidence and what to do."""
     return Table(
         title=title,
-        columns=(Column("Severity", "state"), Column("Finding"), Column("Task or subject", "code"), Column("What to do")),
+        columns=(
+            Column("Severity", "state"),
+            Column("Finding"),
+            Column("Task or subject", "code"),
+            Column("What to do"),
+        ),
         rows=[
             (
                 row.get("severity"),
@@ -270,7 +332,7 @@ def findings(rows: Iterable[Finding | Row], title: str = "Findings") -> Table:
 
 def comparison(before: Iterable[Finding | Row], after: Iterable[Finding | Row]) -> Table:
     """Return findings before and after: what is new, what remains, what is gone."""
-    old, new = ({_key(row): row for row in words.worst_first(rows)} for rows in (before, after))
+    old, new = ({key(row): row for row in words.worst_first(rows)} for rows in (before, after))
     ranked = [
         *(("new", row) for key, row in new.items() if key not in old),
         *(("remains", row) for key, row in new.items() if key in old),
@@ -279,7 +341,12 @@ def comparison(before: Iterable[Finding | Row], after: Iterable[Finding | Row]) 
     counts = Counter(word for word, _ in ranked)
     return Table(
         title="Before and after",
-        columns=(Column("Now", "state"), Column("Severity", "state"), Column("Finding"), Column("Task or subject", "code")),
+        columns=(
+            Column("Now", "state"),
+            Column("Severity", "state"),
+            Column("Finding"),
+            Column("Task or subject", "code"),
+        ),
         rows=[(word, row.get("severity"), row.get("message"), _subject(row)) for word, row in ranked],
         caption=", ".join(f"{counts[word]:,} {word}" for word in ("new", "remains", "gone") if counts[word]),
         empty="No findings before, and none after.",
@@ -289,10 +356,16 @@ def comparison(before: Iterable[Finding | Row], after: Iterable[Finding | Row]) 
 
 def plan(proposed: Plan | Row) -> Table:
     """Return what a plan would do."""
-    content: Row = {**proposed.content(), "digest": proposed.digest, "notes": proposed.notes} if isinstance(proposed, Plan) else proposed
+    content: Row = (
+        {**proposed.content(), "digest": proposed.digest, "notes": proposed.notes}
+        if isinstance(proposed, Plan)
+        else proposed
+    )
     actions = [row_of(action) for action in content.get("actions") or ()]
     notes = [str(note) for note in content.get("notes") or ()]
-    bound = f"{words.plural(len(actions), 'action')}: {words.kinds(actions)}. Digest {str(content.get('digest', ''))[:12]}."
+    bound = (
+        f"{words.plural(len(actions), 'action')}: {words.kinds(actions)}. Digest {str(content.get('digest', ''))[:12]}."
+    )
     return Table(
         title="Plan: what would be done",
         columns=(
@@ -328,7 +401,9 @@ def outcomes(rows: Iterable[Outcome | Row], actions: Iterable[Action | Row] = ()
         actions: The plan's rows, for outcomes out of a record, which name their action by number.
     """
     rank = {"failed": 0, "skipped": 1}
-    pairs = sorted(joined(rows, actions), key=lambda pair: (rank.get(str(pair[0].get("status")), 2), pair[1].get("id") or 0))
+    pairs = sorted(
+        joined(rows, actions), key=lambda pair: (rank.get(str(pair[0].get("status")), 2), pair[1].get("id") or 0)
+    )
     counts = Counter(str(row.get("status")) for row, _ in pairs)
     return Table(
         title="Outcomes: what was done",
@@ -382,7 +457,11 @@ class Card:
 
     def _lines(self) -> list[str]:
         run = self.record
-        facts = [words.mode(run), f"exit code {words.exit_meaning(run.exit_code)}", words.took(run) and f"took {words.took(run)}"]
+        facts = [
+            words.mode(run),
+            f"exit code {words.exit_meaning(run.exit_code)}",
+            words.took(run) and f"took {words.took(run)}",
+        ]
         return [" · ".join(fact for fact in facts if fact), f"run {run.run_id}"]
 
 
@@ -405,7 +484,8 @@ def _subject(row: Row) -> Cell:
     return Cell(row["task"], subject) if row.get("task") else Cell(subject)
 
 
-def _key(row: Row) -> tuple[str, str]:
+def key(row: Row) -> tuple[str, str]:
+    """Return what makes two findings the same one."""
     return str(row.get("code")), str(row.get("subject"))
 
 
@@ -463,7 +543,9 @@ def _rows(rows: Sequence[Any], taken_at: datetime | None) -> object:
 
 
 def _observe(thing: object) -> None:
-    if (isinstance(thing, list) or (isinstance(thing, tuple) and thing)) and all(isinstance(row, Finding) for row in thing):
+    if (isinstance(thing, list) or (isinstance(thing, tuple) and thing)) and all(
+        isinstance(row, Finding) for row in thing
+    ):
         for observer in observers:
             observer(thing)
 

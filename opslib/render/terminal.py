@@ -63,7 +63,7 @@ def _cell(column: Column, value: object) -> Text:
 
 
 def _lines(value: object) -> str:
-    """Return a value as text; a new line in it is meant, as everything that comes from the broker is one line by now."""
+    """Return a value as text; a new line in it is meant: what comes from the broker is one line by now."""
     return (
         "\n".join(shown(line) for line in str(value).split("\n")) if isinstance(value, str) and value else shown(value)
     )

@@ -28,9 +28,11 @@ def sentence(seen: Whereabouts, task_id: str) -> str:
     PENDING is never said: for Celery it means "no result is stored", which is true of an id that never existed.
     """
     now = seen.taken_at.timestamp()
-    said = []
-    for waiting in (m for m in seen.waiting if m.task_id == task_id):
-        said.append(f"waiting in {waiting.queue} behind {waiting.position:,} (priority {waiting.priority})")
+    said = [
+        f"waiting in {waiting.queue} behind {waiting.position:,} (priority {waiting.priority})"
+        for waiting in seen.waiting
+        if waiting.task_id == task_id
+    ]
     held = [task for task in seen.held if task.task_id == task_id]
     for task in held:
         since = f" for {spell(now - task.started_at)}" if task.started_at else ""

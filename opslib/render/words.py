@@ -83,6 +83,11 @@ def shown(value: object, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
 
+def maybe(value: object) -> str:
+    """Return a value as `shown` does, and nothing for nothing."""
+    return "" if value is None or value == "" else shown(value)
+
+
 def count(value: object) -> str:
     """Return a number with separators; any other value as it is."""
     try:
@@ -244,4 +249,6 @@ def worst_first(findings: Iterable[object]) -> list[Row]:
     """Return findings as rows, the worst first; an unknown word ranks with unknown."""
     order = {str(word): rank for rank, word in enumerate(ORDER)}
     unknown = order[Severity.UNKNOWN]
-    return sorted((row_of(finding) for finding in findings), key=lambda row: order.get(str(row.get("severity")), unknown))
+    return sorted(
+        (row_of(finding) for finding in findings), key=lambda row: order.get(str(row.get("severity")), unknown)
+    )

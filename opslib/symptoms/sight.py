@@ -38,9 +38,8 @@ def _empty(snapshot: Snapshot) -> Finding:
     elsewhere = ", ".join(f"{n} ({keys:,} keys)" for n, keys in server.other_databases.items())
     hints = []
     if snapshot.foreign_prefixes:
-        hints.append(
-            f"Celery's keys stand under the prefix {', '.join(map(repr, snapshot.foreign_prefixes))}: set global_keyprefix."
-        )
+        prefixes = ", ".join(map(repr, snapshot.foreign_prefixes))
+        hints.append(f"Celery's keys stand under the prefix {prefixes}: set global_keyprefix.")
     if elsewhere:
         hints.append(f"Other databases of this server hold keys: {elsewhere}.")
     return Finding(
@@ -63,7 +62,7 @@ def _silent(snapshot: Snapshot) -> Iterator[Finding]:
         subject=", ".join(absent[:5]) or "a node without a name",
         message=f"{snapshot.silent_nodes} of {snapshot.receivers} nodes heard the question and did not answer.",
         evidence={"receivers": snapshot.receivers, "answered": len(snapshot.answering), "one_of": absent[:20]},
-        hint="A node that is stopped, hung, or busy in a solo pool answers nothing; what it holds cannot be told from orphans.",
+        hint="A node that is stopped, hung, or busy in a solo pool answers nothing; what it holds may look orphaned.",
     )
 
 
@@ -78,7 +77,7 @@ def _absent(snapshot: Snapshot) -> Iterator[Finding]:
             code="cannot-see",
             severity=Severity.UNKNOWN,
             subject="workers",
-            message=f"{consumers} connection{'s' * (consumers != 1)} consume{'s' * (consumers == 1)}, but no node listens to control messages.",
+            message=f"No node listens to control messages, yet connections consume: {consumers}.",
             evidence={"receivers": 0, "connections_in_brpop": consumers},
             hint="Is worker_enable_remote_control off, or is global_keyprefix of the target another than theirs?",
         )
@@ -87,7 +86,7 @@ def _absent(snapshot: Snapshot) -> Iterator[Finding]:
         code="no-workers",
         severity=Severity.CRITICAL if work else Severity.ATTENTION,
         subject=snapshot.target,
-        message=f"No node is connected; {work:,} message{'s' * (work != 1)} wait{'s' * (work == 1)} for one.",
+        message=f"No node is connected; messages that wait for one: {work:,}.",
         evidence={"receivers": 0, "connections_in_brpop": consumers},
         hint="Start the workers; see their logs for why they ended.",
     )

@@ -194,7 +194,8 @@ def _orphan_message(ago: str, doubt: str, finished: StoredResult | None, due_s: 
     if doubt:
         return f"Delivered {ago}, and no node that answered holds it; but {doubt}."
     if finished:
-        return f"Delivered {ago} and held by no node, though its result says {finished.state}; it will run again within {spell(due_s)}."
+        again = f"it will run again within {spell(due_s)}"
+        return f"Delivered {ago} and held by no node, though its result says {finished.state}; {again}."
     return (
         f"Delivered {ago} to a node that is gone; nothing will run it for another {spell(due_s)} unless it is restored."
     )
@@ -211,7 +212,7 @@ def _orphan_hint(message: UnackedMessage, *, finished: bool, doubt: str) -> str:
 
 
 def _retry_loops(view: _View, limits: Thresholds) -> Iterator[Finding]:
-    loops: dict[str, Message] = {}
+    loops: dict[str, WaitingMessage | UnackedMessage] = {}
     for message in view.messages:
         if message.retries >= limits.loop_after and message.retries >= getattr(
             loops.get(message.task_id), "retries", 0
@@ -236,7 +237,7 @@ def _retry_loops(view: _View, limits: Thresholds) -> Iterator[Finding]:
 
 
 def _beyond_visibility(view: _View) -> Iterator[Finding]:
-    """Tasks that wait for their ETA longer than the visibility timeout: each sweep delivers them once more (facts §2.3)."""
+    """Tasks whose ETA is further off than the visibility timeout: each sweep delivers them again (facts §2.3)."""
     seen: set[str] = set()
     limit_s = view.snapshot.visibility_timeout_s
     for message in view.messages:
@@ -256,8 +257,8 @@ def _scheduled_too_far(view: _View, message: Message, eta_at: float) -> Finding:
         subject=message.task_id,
         task=message.task,
         message=(
-            f"Waits {spell(eta_at - view.now)} for its ETA; messages unacknowledged for {spell(snapshot.visibility_timeout_s)} "
-            "are delivered again, so it may run more than once."
+            f"Waits {spell(eta_at - view.now)} for its ETA; what is unacknowledged for "
+            f"{spell(snapshot.visibility_timeout_s)} is delivered again, so it may run more than once."
         ),
         evidence={
             "eta_in_s": round(eta_at - view.now, 1),
@@ -304,7 +305,7 @@ def _duplicate(task_id: str, task: str, places: Sequence[str], nodes: Sequence[s
         severity=Severity.ATTENTION,
         subject=task_id,
         task=task,
-        message=f"Stands in {len(where)} places at once: {'; '.join(where[:4])}{' …' * (len(where) > 4)}. Celery runs every copy.",
+        message=f"Celery runs every copy, and there are {len(where)}: {'; '.join(where[:4])}{' …' * (len(where) > 4)}.",
         evidence={"copies": len(places), "nodes": list(nodes), "places": where[:20]},
         hint="A redelivery beyond the visibility timeout or a second send does this; is the task idempotent?",
     )
@@ -349,7 +350,7 @@ def _zombies(view: _View) -> Iterator[Finding]:
                 "exception": result.exception,
                 "queue": result.queue,
             },
-            hint="Its worker died after an early acknowledgement; send the task again if its work is needed (acks_late keeps the message).",
+            hint="Its worker died after an early acknowledgement; send it again if needed. acks_late prevents this.",
         )
 
 
@@ -364,7 +365,7 @@ def _unreadable(snapshot: Snapshot) -> Iterator[Finding]:
             subject=message.sha256,
             message=f"A message {where} cannot be decoded: {message.reason}.",
             evidence={"key": message.key, "position": message.position, "size_bytes": message.size_bytes},
-            hint="A worker that takes text that is not JSON exits at once, and the message is gone; find out who pushed it.",
+            hint="A worker that takes text that is not JSON exits at once; find out who pushed it.",
         )
 
 
@@ -378,7 +379,7 @@ def _without_consumer(snapshot: Snapshot) -> Iterator[Finding]:
                 code="queue-without-consumer",
                 severity=Severity.UNKNOWN if snapshot.silent_nodes else Severity.CRITICAL,
                 subject=queue.name,
-                message=f"{queue.depth:,} message{'s' * (queue.depth != 1)} wait{'s' * (queue.depth == 1)}, and no node that answered consumes it.",
+                message=f"No node that answered consumes it; messages waiting: {queue.depth:,}.",
                 evidence={"depth": queue.depth, "by_priority": dict(queue.by_priority), "tasks": dict(queue.by_task)},
                 hint="Start a worker with -Q for it, or see why the last one ended.",
             )
@@ -435,7 +436,8 @@ def _stop(snapshot: Snapshot, finding: Finding) -> Action:
     node = next((n for n in snapshot.nodes if running and n.name == running.node), None)
     terminate = node is not None and node.can_terminate
     if running and not terminate:
-        effect = f"Revoked everywhere; a {node.pool if node else 'hung'} pool cannot end a running task, so it runs on until {running.node} is restarted."
+        pool = f"a {node.pool} pool" if node and node.pool else "its pool"
+        effect = f"Revoked everywhere; {pool} cannot end a running task, so it runs until {running.node} is restarted."
     elif running:
         effect = f"Ended on {running.node} and revoked everywhere; its work so far is lost."
     else:

@@ -98,7 +98,7 @@ def _identify(plan: Plan, broker: Broker) -> None:
 
 
 def _carry_out(actions: Sequence[Action], broker: Broker, mover: Mover, held: lock.Lock, run_id: str) -> list[Outcome]:
-    """Stop first, for a stopped task must not be restored; then the moves. A failure ends its group, not the account of it."""
+    """Stop first, for a stopped task must not be restored; a failure ends its group, not the account of it."""
     quarantine = _Quarantine(broker, mover, run_id)
     groups = (
         (
@@ -112,7 +112,7 @@ def _carry_out(actions: Sequence[Action], broker: Broker, mover: Mover, held: lo
     for group, do in groups:
         try:
             outcomes += do(group)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - `refused` sorts them, and raises what it does not know
             known = refused(error, broker.target.shown_broker)
             outcomes += [Outcome(action=action, status=Status.FAILED, reason=known.message) for action in group]
     return outcomes

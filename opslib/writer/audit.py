@@ -1,4 +1,4 @@
-"""What is about to be done and what came of it → hash-chained JSON lines in the archive, on the disk before the change."""
+"""What is about to be done, and what came of it → hash-chained JSON lines, on the disk before the change."""
 
 from __future__ import annotations
 

@@ -130,7 +130,8 @@ def _outcome(progress: _Progress) -> Outcome:
     if progress.clean < 2:
         reason = "It was still found at the last look; run this again."
         if progress.action.node and not progress.action.terminate:
-            reason = f"It still runs on {progress.action.node}, whose pool cannot end it; restart that node. It will not come back."
+            where = progress.action.node
+            reason = f"It still runs on {where}, whose pool cannot end it: restart that node. It will not come back."
         return Outcome(action=progress.action, status=Status.FAILED, reason=reason, steps=tuple(steps))
     if progress.unheard:
         return Outcome(
