@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ READ_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 15.0
 OLDEST = (6, 2)
 CLIENT_NAME = "opslib"
+#: What redis-py says before it says what happened.
+_NUMBER = re.compile(r"^Error -?\d+ connecting to \S+\s+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +185,7 @@ def refused(error: BaseException, shown: str) -> OpsError:
 
     if isinstance(error, OpsError):
         return error
-    said = redact.plain(str(error)).rstrip(".")
+    said = _NUMBER.sub("", redact.plain(str(error))).rstrip(".")
     cause = error.__cause__ or error.__context__ or error
     if isinstance(error, kinds.AuthenticationError | kinds.AuthorizationError) or said.startswith(
         ("NOAUTH", "WRONGPASS")

@@ -83,7 +83,135 @@ class RunRecord(msgspec.Struct, kw_only=True):
     schema_version: int = SCHEMA_VERSION
 
     @property
-    def headline(run: RunRecord) -> str:
+    def headline(self) -> str:
+        """The run in one sentence."""
+        return headline(self)
+
+
+def operator() -> str:
+    """Return who runs this: OPS_OPERATOR, the user behind sudo, or the login name."""
+    try:
+        return os.environ.get("OPS_OPERATOR") or os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def now() -> str:
+    """Return the present as the record writes it: UTC, seconds, with a Z."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def new_run_id(runbook: str) -> str:
+    """Return a name for a run that sorts by time and cannot collide: `<utc>-<runbook>-<random>`."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{runbook}-{secrets.token_hex(3)}"
+
+
+def context() -> RunContext:
+    """Return the runner's context, or a fresh one when a person runs the notebook by hand."""
+    given = os.environ.get(RUN_ENV)
+    return msgspec.json.decode(given, type=RunContext) if given else _by_hand()
+
+
+_HAND: list[RunContext] = []
+
+
+def _by_hand() -> RunContext:
+    """Keep one context for a kernel's life, so that every cell of a run by hand shares the run id."""
+    if not _HAND:
+        _HAND.append(RunContext(run_id=new_run_id("by-hand"), operator=operator(), started_at=now()))
+    return _HAND[0]
+
+
+def record(
+    runbook: str,
+    *,
+    before: Snapshot,
+    findings: Sequence[Finding],
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    after: Snapshot,
+    remaining: Sequence[Finding],
+    dry_run: bool,
+) -> RunRecord:
+    """
+    Conclude a run: write its record where the runner wants it, and return it to be shown.
+
+    The verdict is over what remains; so is the coverage. Exit code: docs/exit-codes.md.
+    """
+    ctx = context()
+    judged = verdict(remaining)
+    failed = any(outcome.status is Status.FAILED for outcome in outcomes)
+    waiting = dry_run and len(plan) > 0
+    result = RunRecord(
+        run_id=ctx.run_id,
+        runbook=runbook,
+        target=before.target,
+        broker=before.broker,
+        operator=ctx.operator,
+        reason=ctx.reason,
+        started_at=ctx.started_at,
+        finished_at=now(),
+        parameters=ctx.parameters,
+        dry_run=dry_run,
+        verdict=str(judged),
+        exit_code=int(exit_code(judged, needs_person=failed or waiting)),
+        coverage=[asdict(row) for row in after.coverage],
+        findings=_rows(findings),
+        plan={"digest": plan.digest, **plan.content()},
+        outcomes=[
+            {"action": o.action.id, "status": str(o.status), "reason": o.reason, "steps": list(o.steps)}
+            for o in outcomes
+        ],
+        remaining=_rows(remaining),
+        report=ctx.report,
+    )
+    write(result, ctx.record)
+    return result
+
+
+def draft(runbook: str, target: str, findings: Iterable[Finding]) -> None:
+    """Write what is known so far, so that a kernel that dies later has not died in vain."""
+    ctx = context()
+    if ctx.record:
+        rows = list(findings)
+        write(
+            RunRecord(
+                run_id=ctx.run_id,
+                runbook=runbook or ctx.runbook,
+                target=target,
+                operator=ctx.operator,
+                reason=ctx.reason,
+                started_at=ctx.started_at,
+                parameters=ctx.parameters,
+                verdict=str(Verdict.FAILED),
+                exit_code=int(Exit.FAILED),
+                findings=_rows(rows),
+                report=ctx.report,
+                error={"type": "Unfinished", "message": "The run ended before its last cell.", "hint": ""},
+            ),
+            ctx.record,
+        )
+
+
+def _rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
+    return [asdict(finding) for finding in worst_first(findings)]
+
+
+def exit_code(judged: Verdict, *, needs_person: bool = False) -> Exit:
+    """
+    Return the exit code of a verdict.
+
+    Args:
+        needs_person: A plan waits or an action failed, so that even a healthy view ends with 1.
+    """
+    if judged is Verdict.FAILED:
+        return Exit.FAILED
+    if judged is Verdict.UNKNOWN:
+        return Exit.CANNOT_SEE
+    return Exit.ATTENTION if needs_person or judged is not Verdict.HEALTHY else Exit.DONE
+
+
+def headline(run: RunRecord) -> str:
     """Return the run in one sentence, for the report's head, the terminal and the index."""
     if run.error:
         return run.error["message"]
@@ -126,7 +254,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

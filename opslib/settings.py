@@ -275,7 +275,7 @@ def _demo() -> Target:
     from opslib import demo
 
     running = demo.status()
-    if running is None:
+    if running is None or not running.ready:
         raise SettingsError(
             "The demo is not running.", hint="`ops demo up` starts it; `ops run … --target demo` starts one of its own."
         )

@@ -38,7 +38,6 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="ops",
     cls=Commands,
-    help="Executable runbooks for Celery on Redis: look, judge, plan, apply, verify, and keep the report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -46,14 +45,20 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def common(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-) -> None:
-    """Executable runbooks for Celery on Redis."""
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"opslib {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Executable runbooks for Celery on Redis: look, judge, plan, apply, verify, and keep the report."""
+    del version  # answered by its callback
 
 
 runbooks.register(app)

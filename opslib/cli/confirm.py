@@ -34,22 +34,29 @@ def pairs(given: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def permitted(target: str, *, protected: bool, yes: bool, confirmed: str) -> None:
+def possible(*, yes: bool) -> None:
     """
     Refuse a change that nobody could confirm, before anything is started.
 
     Raises:
-        Refused: If there is no terminal to ask on and no `--yes`, or a protected target was not named.
+        Refused: If there is no terminal to ask on and no `--yes`.
+    """
+    if not yes and not sys.stdin.isatty():
+        hint = "Read the plan of a dry run first, then add --yes."
+        raise Refused("There is no terminal to ask on. Nothing was changed.", hint=hint)
+
+
+def permitted(target: str, *, protected: bool, yes: bool, confirmed: str) -> None:
+    """
+    Refuse a change of a protected target that was not named.
+
+    Raises:
+        Refused: If `--confirm` is missing with `--yes`, or names another target.
     """
     if confirmed and confirmed != target:
         raise Refused(f"--confirm says {confirmed!r}; the target is {target!r}. Nothing was changed.")
     if protected and yes and not confirmed:
         raise Refused(f"{target} is protected. Nothing was changed.", hint=f"Add --confirm {target}.")
-    if not yes and not sys.stdin.isatty():
-        raise Refused(
-            "There is no terminal to ask on. Nothing was changed.",
-            hint="Add --yes once the plan of a dry run has been read.",
-        )
 
 
 def phrase(record: RunRecord) -> str:

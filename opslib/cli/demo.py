@@ -13,7 +13,7 @@ app = typer.Typer(help="An embedded, really broken Celery system to practise on.
 @app.command()
 def up(quiet: options.Quiet = False, verbose: options.Verbose = False) -> None:
     """
-    Start the demo and leave it running; it ends by itself after two hours.
+    Start the demo and leave it running; it ends by itself within the hour.
 
     Example: ops demo up && ops run stuck-tasks --target demo
     """

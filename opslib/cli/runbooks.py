@@ -105,6 +105,8 @@ def run(
     if "dry_run" in values:
         apply = apply or not values.pop("dry_run")
     form = output.form(output_form, as_json=as_json)
+    if apply:
+        confirm.possible(yes=yes)
     with _prepared(target, env_file, quiet=quiet) as chosen:
         if target or "target" in {p.name for p in runbook.parameters}:
             values = {**values, "target": chosen}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -23,6 +23,8 @@ _QUESTIONS = (
     pidbox.Call(method="registered"),
 )
 _RATE_LIMIT = "[rate_limit="
+#: The broker remembers every node that there ever was; in a cluster of short-lived pods these are many.
+_MOST_ABSENT = 50
 
 T = TypeVar("T")
 
@@ -101,22 +103,20 @@ def read(
     nodes = [_node(name, answers.replies) for name in sorted(complete)]
     expected = set(broker.target.nodes)
     absent = sorted((set(remembered) | expected | answers.nodes) - complete)
-    nodes += [NodeInfo(name=name, answered=False) for name in absent]
+    nodes += [NodeInfo(name=name, answered=False) for name in absent[:_MOST_ABSENT]]
     held = [task for name in sorted(complete) for task in _held(name, answers.replies)]
     silent = max(answers.receivers - len(complete), len(expected - complete))
-    return (
-        nodes,
-        held,
-        answers.receivers,
-        Coverage(place="workers", seen=len(complete), silent=silent, note=_note(silent, absent, timeout_s)),
-    )
+    note = _note(answers.receivers - len(complete), sorted(expected - complete), timeout_s)
+    return nodes, held, answers.receivers, Coverage(place="workers", seen=len(complete), silent=silent, note=note)
 
 
-def _note(silent: int, absent: list[str], timeout_s: float) -> str:
-    if not silent:
-        return ""
-    who = f"; not heard from: {', '.join(absent[:5])}" if absent else ""
-    return f"{silent} node{'s' * (silent != 1)} heard the question and did not answer within {timeout_s:g} s{who}."
+def _note(unanswered: int, missing: Sequence[str], timeout_s: float) -> str:
+    said = []
+    if unanswered > 0:
+        said.append(f"{unanswered} heard the question and did not answer within {timeout_s:g} s.")
+    if missing:
+        said.append(f"Expected, and not heard from: {', '.join(missing[:5])}{' …' * (len(missing) > 5)}.")
+    return " ".join(said)
 
 
 def _node(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> NodeInfo:

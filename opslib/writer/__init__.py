@@ -6,6 +6,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,7 +15,7 @@ from opslib.broker import refused
 from opslib.collectors import queues
 from opslib.collectors.find import Whereabouts
 from opslib.envelope import digest, restored
-from opslib.errors import OpsError, Refused
+from opslib.errors import Refused
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, Status
 from opslib.writer import audit, lock
 from opslib.writer.moves import CHANGED, GONE, MOVED, Move, Mover
@@ -56,12 +57,10 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True) -> tuple[Outcome,
         with lock.held(broker, run_id=run_id, plan_digest=plan.digest) as held:
             mover = Mover(broker, held, run_id=run_id, plan_digest=plan.digest)
             outcomes = _carry_out(allowed, broker, mover, held, run_id)
-    except OpsError as error:
-        audit.write("refused", plan=plan.digest, why=str(error))
-        raise
     except Exception as error:
         known = refused(error, broker.target.shown_broker)
-        audit.write("refused", plan=plan.digest, why=str(known))
+        with suppress(Refused):
+            audit.write("refused", plan=plan.digest, why=str(known))
         raise known from error
     audit.write("end", plan=plan.digest, outcomes=dict(Counter(str(o.status) for o in outcomes)))
     return tuple(sorted([*outcomes, *unconfirmed], key=lambda outcome: outcome.action.id))

@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from opslib import records, redact, settings
+from opslib.errors import Refused
 
 FILE = "audit.jsonl"
 
@@ -21,10 +23,21 @@ def write(event: str, **detail: object) -> None:
     Each line holds the sha256 of the one before, so that a line that was changed or taken away shows.
 
     Args:
-        event: "intent", "result" or "refused".
+        event: "begin", "intent", "result", "end" or "refused".
 
         detail: JSON values; credentials are masked.
+
+    Raises:
+        Refused: If the line cannot be written; what is not on record is not done.
     """
+    try:
+        _append(event, detail)
+    except OSError as error:
+        hint = "Set OPS_REPORTS to a folder that can be written."
+        raise Refused(f"The audit {path()} cannot be written: {error.strerror}. No change goes unrecorded.", hint=hint) from None
+
+
+def _append(event: str, detail: Mapping[str, object]) -> None:
     ctx = records.context()
     root = settings.reports_root()
     root.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,0 +1,238 @@
+"""Our commands against their limits, side by side in one run → ratios; seconds alone say nothing on a noisy machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opslib import keys
+from opslib.collectors.queues import WINDOW_BYTES
+from opslib.demo import server
+
+OVERHEAD_GOAL = 1.6
+MEMORY_GOAL_BYTES = 100 * 1024 * 1024
+HELP_GOAL = 1.2
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+#: What any notebook costs that is run by papermill and kept as HTML.
+EMPTY_RUN = """
+import sys
+import papermill
+from nbconvert import HTMLExporter
+papermill.execute_notebook(sys.argv[1], sys.argv[2], kernel_name="python3", progress_bar=False)
+page, _ = HTMLExporter().from_filename(sys.argv[2])
+open(sys.argv[2] + ".html", "w").write(page)
+"""
+
+TWO_COMMANDS = """
+import typer
+app = typer.Typer()
+
+@app.command()
+def one(name: str = ""):
+    "Say one thing."
+
+@app.command()
+def two(name: str = ""):
+    "Say another."
+
+app()
+"""
+
+#: Collects once and prints what it saw, the largest reply of a list, and the process's peak memory.
+COLLECT = """
+import json, time
+from redis import Redis
+from opslib import broker, collectors
+largest, lrange = 0, Redis.lrange
+def noting(self, *args):
+    global largest
+    reply = lrange(self, *args)
+    largest = max(largest, sum(map(len, reply)))
+    return reply
+Redis.lrange = noting
+connected = broker.connect()
+def memory(name):  # not rusage: a child inherits its parent's peak there
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) * 1024
+before = memory("VmRSS")
+began = time.perf_counter()
+seen = collectors.collect(connected)
+print(json.dumps({
+    "took_s": time.perf_counter() - began,
+    "read": sum(queue.read for queue in seen.queues),
+    "tasks": {name: n for queue in seen.queues for name, n in queue.by_task.items()},
+    "largest_reply_bytes": largest,
+    "before_bytes": before,
+    "peak_bytes": memory("VmHWM"),
+    "silent": sum(row.silent for row in seen.coverage if row.place != "workers"),
+}))
+"""
+
+
+@app.command()
+def overhead(rounds: int = 5) -> None:
+    """`ops run stuck-tasks` on a small broker, against an empty papermill run with its HTML export."""
+    with tempfile.TemporaryDirectory() as folder, _small_system(Path(folder)) as url:
+        notebook = _empty_notebook(Path(folder))
+        ours = ["-m", "opslib", "run", "stuck-tasks", "--quiet"]
+        limit = ["-c", EMPTY_RUN, str(notebook), str(notebook.with_name("executed.ipynb"))]
+        environment = {"OPS_BROKER_URL": url, "OPS_REPORTS": str(Path(folder) / "reports")}
+        _compare("ops run stuck-tasks / empty papermill run + HTML", ours, limit, environment, rounds, OVERHEAD_GOAL)
+
+
+@app.command(name="help")
+def help_(rounds: int = 15) -> None:
+    """`ops --help`, against a Typer program with two commands."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "two_commands.py"
+        program.write_text(TWO_COMMANDS)
+        _compare("ops --help / two-command Typer --help", ["-m", "opslib", "--help"], [str(program), "--help"], {}, rounds, HELP_GOAL)
+
+
+@app.command()
+def million(messages: int = 1_000_000) -> None:
+    """Diagnose a queue of a million messages: memory of the collectors, and the largest reply."""
+    with tempfile.TemporaryDirectory() as folder, server.start(Path(folder), extra=("maxmemory 0",)) as running:
+        _seed(running.url, messages)
+        seen = json.loads(_python(["-c", COLLECT], {"OPS_BROKER_URL": running.url}))
+    assert seen["read"] == messages, f"read {seen['read']:,} of {messages:,}"
+    assert not seen["silent"], seen
+    used = seen["peak_bytes"] - seen["before_bytes"]
+    _say(f"{messages:,} messages read in {seen['took_s']:.1f} s: {seen['tasks']}")
+    _say(f"memory of the collectors {used / 2**20:.1f} MiB of {MEMORY_GOAL_BYTES / 2**20:.0f}; whole process {seen['peak_bytes'] / 2**20:.1f} MiB")
+    _say(f"largest reply {seen['largest_reply_bytes'] / 1024:.0f} KiB of {WINDOW_BYTES / 1024:.0f}")
+    _judge(used <= MEMORY_GOAL_BYTES and seen["largest_reply_bytes"] <= WINDOW_BYTES * 1.5)
+
+
+@app.command(name="all")
+def everything() -> None:
+    """Every comparison."""
+    help_()
+    overhead()
+    million()
+
+
+def _compare(
+    name: str, ours: Sequence[str], limit: Sequence[str], environment: dict[str, str], rounds: int, goal: float
+) -> None:
+    """Run both in turn, A B A B …, and judge the median of the ratios pair by pair."""
+    _timed(ours, environment), _timed(limit, environment)
+    pairs = [(_timed(ours, environment), _timed(limit, environment)) for _ in range(rounds)]
+    ratios = sorted(a / b for a, b in pairs)
+    median = statistics.median(ratios)
+    a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
+    _say(f"{name}: {median:.2f} × (from {ratios[0]:.2f} to {ratios[-1]:.2f}; {a:.2f} s / {b:.2f} s); goal {goal} ×")
+    _judge(median <= goal)
+
+
+def _timed(arguments: Sequence[str], environment: dict[str, str]) -> float:
+    began = time.perf_counter()
+    _python(arguments, environment)
+    return time.perf_counter() - began
+
+
+def _python(arguments: Sequence[str], environment: dict[str, str]) -> str:
+    told = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | environment
+    done = subprocess.run([sys.executable, *arguments], env=told, capture_output=True, text=True, check=False)
+    if done.returncode not in {0, 1}:
+        raise SystemExit(f"{' '.join(arguments)[:80]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+@contextmanager
+def _small_system(folder: Path) -> Iterator[str]:
+    """A server and one real worker with two processes."""
+    with server.start(folder) as running:
+        command = [sys.executable, "-m", "celery", "-A", "opslib.demo.app", "worker", "-P", "prefork", "-c", "2", "-l", "ERROR"]
+        worker = subprocess.Popen(command, env={**os.environ, "DEMO_BROKER_URL": running.url})
+        try:
+            _until_answered(running.url)
+            yield running.url
+        finally:
+            worker.terminate()
+            worker.wait()
+
+
+def _until_answered(url: str) -> None:
+    from redis import Redis
+
+    deadline = time.monotonic() + 30
+    channel = keys.Keyspace().control_channel
+    with Redis.from_url(url) as client:
+        while not client.publish(channel, "{}"):
+            if time.monotonic() > deadline:
+                raise SystemExit("The worker did not come up.")
+            time.sleep(0.1)
+
+
+def _empty_notebook(folder: Path) -> Path:
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    path = folder / "empty.ipynb"
+    path.write_text(json.dumps({"cells": [], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def _seed(url: str, messages: int) -> None:
+    """Fill a queue with envelopes as Celery writes them, each with its own ids, by a script on the server."""
+    from redis import Redis
+
+    script = textwrap.dedent(
+        """
+        for n = tonumber(ARGV[2]), tonumber(ARGV[3]) do
+          local id = string.format('%08d-bbbb-4ccc-8ddd-eeeeeeeeeeee', n)
+          redis.call('LPUSH', KEYS[1], (string.gsub(string.gsub(ARGV[1], 'TASK_ID', id), 'TASK_NAME', 'shop.task_' .. n % 7)))
+        end
+        """
+    )
+    envelope = json.dumps(
+        {
+            "body": "W1sxLCAyXSwge30sIHsiY2FsbGJhY2tzIjogbnVsbCwgImVycmJhY2tzIjogbnVsbCwgImNoYWluIjogbnVsbCwgImNob3JkIjogbnVsbH1d",
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {
+                "lang": "py", "task": "TASK_NAME", "id": "TASK_ID", "shadow": None, "eta": None, "expires": None,
+                "group": None, "group_index": None, "retries": 0, "timelimit": [None, None], "root_id": "TASK_ID",
+                "parent_id": None, "argsrepr": "(1, 2)", "kwargsrepr": "{}", "origin": "gen1@host", "ignore_result": False,
+                "replaced_task_nesting": 0, "stamped_headers": None, "stamps": {},
+            },
+            "properties": {
+                "correlation_id": "TASK_ID", "reply_to": "e18d663b-86f2-3e7f-af8e-ab0e8b0f142f", "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": "celery"}, "priority": 0, "body_encoding": "base64",
+                "delivery_tag": "TASK_ID",
+            },
+        }
+    )  # fmt: skip
+    with Redis.from_url(url) as client:
+        for start in range(0, messages, 10_000):
+            client.eval(script, 1, "celery", envelope, start, min(messages, start + 10_000) - 1)
+
+
+def _say(line: str) -> None:
+    typer.echo(line)
+
+
+_MISSED: list[bool] = []
+
+
+def _judge(met: bool) -> None:
+    typer.echo("  met" if met else "  NOT met")
+    if not met:
+        _MISSED.append(True)
+
+
+if __name__ == "__main__":
+    app(standalone_mode=False)
+    sys.exit(bool(_MISSED))

@@ -1,0 +1,66 @@
+"""
+The notebooks as tests: each runs with its defaults on a small real system, and must leave it as it was.
+
+nbmake makes their items, which run no fixtures; so hooks start the system, when the first of them is about to run.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.shop import Shop, open_shop
+
+_SHOP = pytest.StashKey[Shop]()
+_BEFORE = pytest.StashKey[dict[bytes, object]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the notebooks, and keep them on one worker of xdist: they share a system."""
+    for item in filter(_is_notebook, items):
+        item.add_marker("notebook")
+        item.add_marker(pytest.mark.xdist_group("notebooks"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have the system up before the kernel inherits the environment that leads to it."""
+    if _is_notebook(item):
+        if _SHOP not in item.config.stash:
+            item.config.stash[_SHOP] = _start(item.config)
+        item.stash[_BEFORE] = item.config.stash[_SHOP].contents()
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Fail a notebook whose defaults changed anything: the same keys with the same bytes have to be there."""
+    if _BEFORE in item.stash:
+        after = item.config.stash[_SHOP].contents()
+        assert after == item.stash[_BEFORE], "With its defaults, a notebook has to leave the broker as it was."
+
+
+def _is_notebook(item: pytest.Item) -> bool:
+    return getattr(item, "nbmake", False)
+
+
+def _start(config: pytest.Config) -> Shop:
+    running = ExitStack()
+    config.add_cleanup(running.close)
+    folder = Path(running.enter_context(TemporaryDirectory(prefix="opslib-notebooks-")))
+    shop = running.enter_context(open_shop(folder))
+    shop.orphan()
+    environment = running.enter_context(pytest.MonkeyPatch.context())
+    for name in ("OPS_TARGET", "OPS_ENV_FILE", "OPS_RUN", "JUPYTER_PATH"):
+        environment.delenv(name, raising=False)
+    for name, value in {
+        "OPS_BROKER_URL": shop.url,
+        "OPS_RESULT_BACKEND": shop.url,
+        "OPS_PROJECT": str(folder),  # whatever .env and ops.toml the checkout has
+        "OPS_REPORTS": str(folder / "reports"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }.items():
+        environment.setenv(name, value)
+    return shop
