@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from opslib import keys
+from opslib import broker, collectors, settings
 from opslib.collectors.queues import WINDOW_BYTES
 from opslib.demo import server
 
@@ -99,7 +99,14 @@ def help_(rounds: int = 15) -> None:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "two_commands.py"
         program.write_text(TWO_COMMANDS)
-        _compare("ops --help / two-command Typer --help", ["-m", "opslib", "--help"], [str(program), "--help"], {}, rounds, HELP_GOAL)
+        _compare(
+            "ops --help / two-command Typer --help",
+            ["-m", "opslib", "--help"],
+            [str(program), "--help"],
+            {},
+            rounds,
+            HELP_GOAL,
+        )
 
 
 @app.command()
@@ -112,7 +119,9 @@ def million(messages: int = 1_000_000) -> None:
     assert not seen["silent"], seen
     used = seen["peak_bytes"] - seen["before_bytes"]
     _say(f"{messages:,} messages read in {seen['took_s']:.1f} s: {seen['tasks']}")
-    _say(f"memory of the collectors {used / 2**20:.1f} MiB of {MEMORY_GOAL_BYTES / 2**20:.0f}; whole process {seen['peak_bytes'] / 2**20:.1f} MiB")
+    _say(
+        f"memory of the collectors {used / 2**20:.1f} MiB of {MEMORY_GOAL_BYTES / 2**20:.0f}; whole process {seen['peak_bytes'] / 2**20:.1f} MiB"
+    )
     _say(f"largest reply {seen['largest_reply_bytes'] / 1024:.0f} KiB of {WINDOW_BYTES / 1024:.0f}")
     _judge(used <= MEMORY_GOAL_BYTES and seen["largest_reply_bytes"] <= WINDOW_BYTES * 1.5)
 
@@ -148,7 +157,9 @@ def _python(arguments: Sequence[str], environment: dict[str, str]) -> str:
     told = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | environment
     done = subprocess.run([sys.executable, *arguments], env=told, capture_output=True, text=True, check=False)
     if done.returncode not in {0, 1}:
-        raise SystemExit(f"{' '.join(arguments)[:80]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise SystemExit(
+            f"{' '.join(arguments)[:80]} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
     return done.stdout
 
 
@@ -156,8 +167,22 @@ def _python(arguments: Sequence[str], environment: dict[str, str]) -> str:
 def _small_system(folder: Path) -> Iterator[str]:
     """A server and one real worker with two processes."""
     with server.start(folder) as running:
-        command = [sys.executable, "-m", "celery", "-A", "opslib.demo.app", "worker", "-P", "prefork", "-c", "2", "-l", "ERROR"]
-        worker = subprocess.Popen(command, env={**os.environ, "DEMO_BROKER_URL": running.url})
+        command = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "opslib.demo.app",
+            "worker",
+            "-P",
+            "prefork",
+            "-c",
+            "2",
+            "-l",
+            "ERROR",
+        ]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        worker = subprocess.Popen(command, env={**os.environ, "DEMO_BROKER_URL": running.url}, **quiet)
         try:
             _until_answered(running.url)
             yield running.url
@@ -167,15 +192,12 @@ def _small_system(folder: Path) -> Iterator[str]:
 
 
 def _until_answered(url: str) -> None:
-    from redis import Redis
-
     deadline = time.monotonic() + 30
-    channel = keys.Keyspace().control_channel
-    with Redis.from_url(url) as client:
-        while not client.publish(channel, "{}"):
-            if time.monotonic() > deadline:
-                raise SystemExit("The worker did not come up.")
-            time.sleep(0.1)
+    connected = broker.connect(settings.Target(name="bench", broker_url=url))
+    while not collectors.nodes(connected, answer_within="0.5s")[0]:
+        if time.monotonic() > deadline:
+            raise SystemExit("The worker did not come up.")
+        time.sleep(0.1)
 
 
 def _empty_notebook(folder: Path) -> Path:

@@ -123,7 +123,7 @@ def _hello(target: Target) -> Mapping[str, Any]:
 
 
 def _check(info: Mapping[str, Any], target: Target) -> None:
-    if info.get("redis_mode") == "cluster":
+    if "cluster" in {info.get("redis_mode"), info.get("server_mode")}:  # Valkey has the second
         raise NotABroker(
             f"{target.shown_broker} is a node of a Redis Cluster, which cannot be a Celery broker.",
             hint="Name the server that Celery uses.",

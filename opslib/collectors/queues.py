@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ class Scan:
 
     watch: frozenset[str] = frozenset()
     read: Counter[str] = field(default_factory=Counter)
-    tasks: dict[str, Counter[str]] = field(default_factory=dict)
+    tasks: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     unreadable: list[UnreadableMessage] = field(default_factory=list)
     unreadable_count: int = 0
     repeated: set[int] = field(default_factory=set)
@@ -84,13 +84,13 @@ class Scan:
     def note(self, listing: Listing, position: int, raw: bytes) -> None:
         """Take one message into account."""
         self.read[listing.queue] += 1
-        tasks = self.tasks.setdefault(listing.queue, Counter())
+        tasks = self.tasks[listing.queue]
         envelope = peek(raw)
         if envelope is None:
             self._note_odd(listing, position, raw, tasks)
             return
         headers = envelope.headers
-        task_id, task = cast("str", headers.id), cast("str", headers.task)
+        task_id, task = headers.id or "", headers.task or ""
         tasks[task if task in tasks or len(tasks) < _TASK_NAMES else "(others)"] += 1
         hashed = hash(task_id) & _HASH_BITS
         self._hashes[hashed % _BUCKETS].append(hashed)
@@ -267,7 +267,7 @@ def infos(
                 by_priority=dict(sorted(steps.items())),
                 consumers=tuple(sorted(consumers.get(name, ()))),
                 read=result.read[name],
-                by_task=dict(result.tasks.get(name, Counter()).most_common(10)),
+                by_task=dict(result.tasks[name].most_common(10)),
             )
         )
     return sorted(rows, key=lambda row: (-row.depth, row.name))

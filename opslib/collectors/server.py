@@ -24,7 +24,7 @@ def read(broker: Broker) -> tuple[ServerInfo, Coverage]:
         product="Valkey" if "valkey_version" in info else "Redis",
         version=str(info.get("valkey_version") or info.get("redis_version", "")),
         role=str(info.get("role", "")),
-        mode=str(info.get("redis_mode", "")),
+        mode=str(info.get("redis_mode") or info.get("server_mode", "")),
         run_id=str(info.get("run_id", "")),
         replication_id=str(info.get("master_replid", "")),
         database=broker.keys.database,

@@ -92,12 +92,15 @@ def read(
     Returns:
         Nodes, the tasks they hold, the number of subscribers that heard the question, and the coverage.
     """
-    from redis.exceptions import NoPermissionError
+    from redis.exceptions import NoPermissionError, ReadOnlyError
 
     try:
         answers = pidbox.ask(broker, _QUESTIONS, timeout_s=timeout_s)
     except NoPermissionError:
         note = "This user may not publish control messages, so no node was asked."
+        return [], [], 0, Coverage(place="workers", seen=0, silent=1, note=note)
+    except ReadOnlyError:
+        note = "This server is a replica, where answers cannot be left, so no node was asked."
         return [], [], 0, Coverage(place="workers", seen=0, silent=1, note=note)
     complete = set.intersection(*(set(by_node) for by_node in answers.replies.values())) if answers.replies else set()
     nodes = [_node(name, answers.replies) for name in sorted(complete)]
