@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from opslib import redact, settings, urls
-from opslib.errors import BrokerRefused, BrokerUnreachable, NotABroker, OpsError
+from opslib.errors import BrokerRefused, BrokerUnreachable, NotABroker, OpsError, SettingsError
 from opslib.keys import Keyspace
 
 if TYPE_CHECKING:

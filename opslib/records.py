@@ -220,7 +220,9 @@ def headline(run: RunRecord) -> str:
     left = counted(str(row["code"]) for row in run.remaining)
     if not run.dry_run and planned:
         applied = sum(1 for outcome in run.outcomes if outcome["status"] == Status.APPLIED)
-        return f"{applied:,} of {planned:,} planned changes made. {f'Left: {left}' if left else 'Nothing is left to do'}."
+        return (
+            f"{applied:,} of {planned:,} planned changes made. {f'Left: {left}' if left else 'Nothing is left to do'}."
+        )
     if not left:
         return "Nothing is stuck, and everything answered."
     would = f" {planned:,} change{'s' * (planned != 1)} would be made; nothing was changed." if planned else ""
@@ -254,7 +256,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

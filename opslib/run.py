@@ -311,7 +311,8 @@ def _environment(context: RunContext, target: str) -> Iterator[None]:
             records.RUN_ENV: msgspec.json.encode(context).decode(),
             "OPS_REPORTS": str(settings.reports_root()),
             "OPS_PROJECT": str(Path.cwd()),
-            "IPYTHONDIR": private,  # a user's start-up files are no part of a runbook
+            "IPYTHONDIR": private,  # a user's start-up files are no part of a runbook,
+            "PYTHONSTARTUP": "",  # and IPython runs this one too
         }
         if target:
             told["OPS_TARGET"] = target

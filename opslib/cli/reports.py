@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from opslib.cli import options, output
-from opslib.errors import NotFound
 
 app = typer.Typer(help="The archive of incident reports.", no_args_is_help=True)
 
@@ -59,10 +58,7 @@ def open_(
     from opslib.render import archive
 
     root = settings.reports_root()
-    newest = next(archive.runs(root), None)
-    if not run_id and newest is None:
-        raise NotFound("No run has been archived yet.", hint="`ops run NAME` makes the first one.")
-    report = archive.find(root, run_id or str(newest and newest.run_id)) / archive.REPORT
+    report = archive.folder(root, archive.find(root, run_id).run_id) / archive.REPORT
     typer.echo(str(report))
     if not path_only and not webbrowser.open(report.as_uri()):
         output.say("No browser could be opened; the path is above.")
