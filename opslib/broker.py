@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from opslib import redact, settings, urls
-from opslib.errors import BrokerRefused, BrokerUnreachable, NotABroker, OpsError, SettingsError
+from opslib import redact, refusals, settings, urls
+from opslib.errors import BrokerUnreachable, NotABroker, SettingsError
 from opslib.keys import Keyspace
 
 if TYPE_CHECKING:
@@ -29,8 +27,6 @@ READ_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 15.0
 OLDEST = (6, 2)
 CLIENT_NAME = "opslib"
-#: What redis-py says before it says what happened.
-_NUMBER = re.compile(r"^Error -?\d+ connecting to \S+\s+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +114,8 @@ def _hello(target: Target) -> Mapping[str, Any]:
         with _client(target.broker_url, target, retries=0, timeout_s=CONNECT_TIMEOUT_S) as client:
             client.ping()
             return cast("Mapping[str, Any]", client.info())
-    except Exception as error:  # noqa: BLE001 - `refused` sorts them, and raises what it does not know
-        raise refused(error, target.shown_broker) from None
+    except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
+        raise refusals.of(error, target.shown_broker) from None
 
 
 def _check(info: Mapping[str, Any], target: Target) -> None:
@@ -177,51 +173,3 @@ def _through_sentinel(url: str, target: Target, options: dict[str, Any]) -> Redi
     timeouts = {name: options[name] for name in ("socket_connect_timeout", "socket_timeout")}
     sentinel = Sentinel(nodes, sentinel_kwargs=timeouts, **{k: v for k, v in credentials.items() if v})
     return cast("Redis", sentinel.master_for(target.master_name, db=int(parts[0].path.strip("/") or 0), **options))
-
-
-def refused(error: BaseException, shown: str) -> OpsError:
-    """Return what a client's error means to a person; errors of other kinds come back as they are, wrapped."""
-    from redis import exceptions as kinds
-
-    if isinstance(error, OpsError):
-        return error
-    said = _NUMBER.sub("", redact.plain(str(error))).rstrip(".")
-    cause = error.__cause__ or error.__context__ or error
-    if isinstance(error, kinds.AuthenticationError | kinds.AuthorizationError) or said.startswith(
-        ("NOAUTH", "WRONGPASS")
-    ):
-        return BrokerRefused(
-            f"{shown} refused the credentials: {said}.", hint="Check user and password in the target's URL."
-        )
-    if isinstance(error, kinds.NoPermissionError):
-        return BrokerRefused(
-            f"{shown} does not permit what is needed: {said}.",
-            hint="Give the user the rights listed in docs/safety.md.",
-        )
-    if isinstance(cause, ssl.SSLError) or "SSL" in said or "certificate" in said.lower():
-        return BrokerRefused(
-            f"TLS with {shown} failed: {said}.", hint="Check rediss:// against redis://, and ssl_ca_certs in the URL."
-        )
-    if isinstance(error, kinds.BusyLoadingError):
-        return BrokerUnreachable(f"{shown} is loading its data.", hint="Wait until it has loaded, then run this again.")
-    if isinstance(error, kinds.TimeoutError):
-        hint = "Is this port TLS (rediss://)? Is a firewall in between, or the server stopped?"
-        return BrokerUnreachable(f"{shown} did not answer within {CONNECT_TIMEOUT_S:g} s.", hint=hint)
-    if isinstance(error, kinds.ConnectionError):
-        if "reset" in said or "closed by server" in said:
-            return BrokerUnreachable(
-                f"{shown} closed the connection: {said}.", hint="Does this port speak TLS (rediss://)?"
-            )
-        return BrokerUnreachable(f"{shown} cannot be reached: {said}.")
-    if isinstance(error, kinds.ResponseError) and "DB index" in said:
-        return BrokerRefused(
-            f"{shown}: the server has no such database.", hint="Check the number at the end of the URL."
-        )
-    if isinstance(error, kinds.ResponseError) and said.startswith("BUSY"):
-        return BrokerUnreachable(
-            f"{shown} is busy with a script and answers nobody.",
-            hint="`SCRIPT KILL` ends a script that has not written.",
-        )
-    if isinstance(error, kinds.RedisError | OSError):
-        return BrokerUnreachable(f"{shown}: {said}.")
-    raise error

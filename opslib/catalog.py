@@ -17,6 +17,10 @@ from typing import Any
 from opslib.errors import BadParameter, UnknownRunbook
 
 _TYPES = ("str", "int", "float", "bool")
+#: The types that a default may have, by the type that is declared.
+_DEFAULTS = {"str": ("str",), "int": ("int",), "float": ("float", "int"), "bool": ("bool",)}
+#: Characters of a wrong value that are quoted.
+_SHOWN = 60
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 Value = str | int | float | bool
@@ -118,7 +122,7 @@ def _convert(parameter: Parameter, text: str) -> Value:
     except ValueError:
         wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(parameter.type, "text")
         raise BadParameter(
-            f"Parameter {parameter.name} must be {wanted}; {text!r} is not.", hint=parameter.help
+            f"Parameter {parameter.name} must be {wanted}; {text[:_SHOWN]!r} is not.", hint=parameter.help
         ) from None
 
 
@@ -140,19 +144,21 @@ def _read(path: Path) -> Runbook:
     """Read a notebook as JSON: nbformat would cost every listing a tenth of a second."""
     try:
         cells = json.loads(path.read_text("utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnknownRunbook(f"{path.name} cannot be read as a notebook: {error}.") from None
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    title, symptom, about = _first_cell(_source(cells[0]) if cells else "")
-    tagged = next((cell for cell in code if "parameters" in cell["metadata"].get("tags", [])), None)
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        title, symptom, about = _first_cell(_source(cells[0]) if cells else "")
+        tagged = next((_source(cell) for cell in code if "parameters" in cell["metadata"].get("tags", [])), "")
+        steps = tuple(str(cell.get("id", "")) for cell in code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{type(error).__name__}: {error}".rstrip(".")
+        raise UnknownRunbook(f"{path.name} cannot be read as a notebook: {said}.") from None
     return Runbook(
         name=path.stem,
         path=path,
         title=title or path.stem,
         symptom=symptom,
         about=about,
-        parameters=_parameters(_source(tagged), path.name) if tagged else (),
-        steps=tuple(str(cell.get("id", "")) for cell in code),
+        parameters=_parameters(tagged, path.name),
+        steps=steps,
     )
 
 
@@ -169,13 +175,17 @@ def _first_cell(markdown: str) -> tuple[str, str, str]:
 
 def _parameters(source: str, where: str) -> tuple[Parameter, ...]:
     """Parse the cell with `ast`: papermill's own reader loses those whose default holds an equals sign."""
-    comments = {
-        token.start[0]: token.string.lstrip("# ").strip()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+    try:
+        body = ast.parse(source).body
+        comments = {
+            token.start[0]: token.string.lstrip("# ").strip()
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        }
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError) as error:
+        raise BadParameter(f"{where}: its parameters cell is not Python: {str(error).rstrip('.')}.") from None
     found = []
-    for node in ast.parse(source).body:
+    for node in body:
         if not (
             isinstance(node, ast.AnnAssign)
             and isinstance(node.target, ast.Name)
@@ -184,14 +194,25 @@ def _parameters(source: str, where: str) -> tuple[Parameter, ...]:
             raise BadParameter(
                 f"{where}: line {node.lineno} of its parameters cell is not `name: type = value  # help`."
             )
-        if node.annotation.id not in _TYPES or node.value is None:
-            raise BadParameter(f"{where}: {node.target.id} needs a default and one of the types {', '.join(_TYPES)}.")
+        default = _literal(node.value)
+        if type(default).__name__ not in _DEFAULTS.get(node.annotation.id, ()):
+            raise BadParameter(
+                f"{where}: {node.target.id} needs a type, one of {', '.join(_TYPES)}, and a plain default of that type."
+            )
         found.append(
             Parameter(
                 name=node.target.id,
                 type=node.annotation.id,
-                default=ast.literal_eval(node.value),
+                default=default,
                 help=comments.get(node.end_lineno or node.lineno, ""),
             )
         )
     return tuple(found)
+
+
+def _literal(node: ast.expr | None) -> Any:  # noqa: ANN401 - whatever stands there
+    """Return a default that is written out; None for a missing or a computed one."""
+    try:
+        return ast.literal_eval(node) if node else None
+    except ValueError:
+        return None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from math import isfinite
 
 import msgspec
 from pytimeparse import parse
 
 from opslib.errors import SettingsError
+
+#: Beyond this no clock can be counted forward or back.
+LONGEST_S = 100 * 365 * 86400.0
 
 
 def seconds(value: str, name: str = "duration") -> float:
@@ -23,22 +27,27 @@ def seconds(value: str, name: str = "duration") -> float:
     text = value.strip()
     if text.replace(".", "", 1).isdigit():
         raise SettingsError(f"{name}: {text!r} has no unit.", hint=f"Write {text}s, {text}m, {text}h or {text}d.")
-    found = _iso(text) if text[:1] in {"P", "p"} else parse(text)
+    found = _parsed(text)
     if not found or found <= 0:
         raise SettingsError(f"{name}: {value!r} is not a duration above zero.", hint="Write 90s, 15m, 3h, 1h30m or 2d.")
-    return float(found)
+    if found > LONGEST_S:
+        raise SettingsError(f"{name}: {value!r} is longer than a century.", hint="Write 90s, 15m, 3h, 1h30m or 2d.")
+    return found
 
 
-def _iso(text: str) -> float | None:
+def _parsed(text: str) -> float | None:
     try:
-        return msgspec.convert(text, timedelta).total_seconds()
-    except msgspec.ValidationError:
+        if text[:1] in {"P", "p"}:
+            return msgspec.convert(text, timedelta).total_seconds()
+        found = parse(text)
+        return None if found is None else float(found)
+    except (msgspec.ValidationError, OverflowError):
         return None
 
 
 def spell(value_s: float | None) -> str:
-    """Return seconds as a person says them, two units at most: "3 h 12 min"; "unknown" for None."""
-    if value_s is None:
+    """Return seconds as a person says them, two units at most: "3 h 12 min"; "unknown" for None or infinity."""
+    if value_s is None or not isfinite(value_s):
         return "unknown"
     rest, words = max(0.0, value_s), []
     if rest < 10:

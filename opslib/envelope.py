@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import math
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 #: A protocol 1 message keeps its id and task name in the body; a larger one is named by its correlation id alone.
 _PROTOCOL_1_BODY_BYTES = 64 * 1024
 _TEXT_LIMIT = 512
+_Filled = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class Headers(msgspec.Struct):
     """The header fields of protocol 2 that any question needs; the rest is skipped, not stored."""
 
-    task: str | None = None
+    task: _Filled | None = None
     id: str | None = None
     retries: int | None = 0
     eta: str | None = None
@@ -37,13 +37,15 @@ class Properties(msgspec.Struct):
     delivery_tag: str
     priority: int | None = 0
     correlation_id: str | None = None
+    body_encoding: Literal["base64"] | None = None
 
 
 class Envelope(msgspec.Struct):
-    """A message of protocol 2, typed; its body is skipped."""
+    """A message of protocol 2, typed; its body stays the text that it is."""
 
     headers: Headers
     properties: Properties
+    body: _Filled
     content_type: str | None = msgspec.field(name="content-type", default=None)
 
 
@@ -87,7 +89,13 @@ def peek(raw: bytes) -> Envelope | None:
         found = _decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return found if found.headers.task is not None and found.headers.id is not None else None
+    return found if found.headers.id is not None and _is_sound(found) else None
+
+
+def _is_sound(found: Envelope) -> bool:
+    """Whether a typed message has what a worker needs of it; if not, the tolerant decoder says what is wrong."""
+    base64_text = found.properties.body_encoding is None or (found.body.isascii() and not len(found.body) % 4)
+    return found.headers.task is not None and base64_text
 
 
 def head(raw: bytes) -> Head | Unreadable:
@@ -100,7 +108,7 @@ def unacked_head(raw: bytes) -> tuple[Head | Unreadable, str, str]:
     """Return the headers, exchange and routing key of one value of the unacked hash."""
     try:
         envelope, exchange, routing_key = _decode_unacked(raw)
-        if envelope.headers.task is not None:
+        if _is_sound(envelope):
             return _from_typed(envelope), exchange or "", routing_key or ""
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
@@ -109,7 +117,7 @@ def unacked_head(raw: bytes) -> tuple[Head | Unreadable, str, str]:
         return value, "", ""
     if not isinstance(value, list) or len(value) != 3:
         return Unreadable("the entry is not a list of envelope, exchange and routing key"), "", ""
-    return _from_any(value[0]), _text(value[1]), _text(value[2])
+    return _from_any(value[0]), _word(value[1]), _word(value[2])
 
 
 def digest(raw: bytes) -> str:
@@ -127,7 +135,7 @@ def restored(raw: bytes, delivery_tag: str) -> bytes:
     Raises:
         ValueError: If the entry cannot be written back without changing what it says.
     """
-    value = _load(raw)
+    value = _load(raw, errors="strict")
     if (
         isinstance(value, Unreadable)
         or not isinstance(value, list)
@@ -164,17 +172,17 @@ def _from_typed(found: Envelope) -> Head:
     headers, properties = found.headers, found.properties
     return Head(
         task_id=headers.id or properties.correlation_id or "",
-        task=headers.task or "",
+        task=_text(headers.task),
         delivery_tag=properties.delivery_tag,
-        retries=headers.retries or 0,
-        priority=properties.priority or 0,
-        eta_at=instant(headers.eta) if headers.eta else None,
-        expires_at=instant(headers.expires) if headers.expires else None,
+        retries=_whole(headers.retries),
+        priority=_whole(properties.priority),
+        eta_at=instant(headers.eta),
+        expires_at=instant(headers.expires),
         redelivered=bool(headers.redelivered),
-        origin=headers.origin or "",
-        root_id=headers.root_id or "",
-        group=headers.group or "",
-        content_type=found.content_type or "",
+        origin=_text(headers.origin),
+        root_id=_text(headers.root_id),
+        group=_text(headers.group),
+        content_type=_text(found.content_type),
     )
 
 
@@ -184,10 +192,14 @@ def _tolerant(raw: bytes) -> Head | Unreadable:
     return value if isinstance(value, Unreadable) else _from_any(value)
 
 
-def _load(raw: bytes) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Load JSON as kombu does (Python's json: NaN allowed, last of two equal keys wins), without its failures."""
+def _load(raw: bytes, errors: str = "replace") -> Any:  # noqa: ANN401 - whatever JSON holds
+    """
+    Load JSON as kombu does, without its failures.
+
+    With Python's json: NaN is allowed, and the last of two equal keys wins. Bytes that are not UTF-8 are replaced.
+    """
     try:
-        return json.loads(raw.decode("utf-8"))
+        return json.loads(raw.decode("utf-8", errors))
     except UnicodeDecodeError:
         return Unreadable("it is not UTF-8 text")
     except RecursionError:
@@ -202,19 +214,21 @@ def _from_any(value: object) -> Head | Unreadable:
     properties, headers = value.get("properties"), value.get("headers")
     if not isinstance(properties, dict):
         return Unreadable("it has no properties")
-    if not isinstance(properties.get("delivery_tag"), str) or not properties["delivery_tag"]:
+    if not isinstance(properties.get("delivery_tag"), str):
         return Unreadable("it has no delivery tag")
-    if "body" not in value:
-        return Unreadable("it has no body")
     if headers is not None and not isinstance(headers, dict):
         return Unreadable("its headers are not an object")
+    if why := _unusable_body(value.get("body"), properties.get("body_encoding")):
+        return Unreadable(why)
     fields = headers if headers and headers.get("task") else _protocol_1(value, properties)
     if fields is None:
         return Unreadable("it names no task")
+    if not isinstance(fields.get("task", ""), str):
+        return Unreadable("its task name is not text")
     return Head(
-        task_id=_text(fields.get("id") or properties.get("correlation_id")),
+        task_id=_word(fields.get("id") or properties.get("correlation_id")),
         task=_text(fields.get("task")),
-        delivery_tag=properties["delivery_tag"],
+        delivery_tag=_word(properties["delivery_tag"]),
         retries=_whole(fields.get("retries")),
         priority=_whole(properties.get("priority")),
         eta_at=instant(fields.get("eta")),
@@ -225,6 +239,23 @@ def _from_any(value: object) -> Head | Unreadable:
         group=_text(fields.get("group")),
         content_type=_text(value.get("content-type")),
     )
+
+
+def _unusable_body(body: object, encoding: object) -> str:
+    """Return why kombu, and with it the worker, would fail on a body before any task is looked for; empty if not."""
+    if not isinstance(body, str):
+        return "it has no body" if body is None else f"its body is a JSON {_json_kind(body)}, not text"
+    if not body:
+        return "its body is empty"
+    if not encoding or encoding == "utf-8":
+        return ""
+    if encoding != "base64":
+        return f"its body_encoding {_text(encoding)!r} is not known"
+    try:
+        base64.b64decode(body)
+    except ValueError:
+        return "its body is not base64"
+    return ""
 
 
 class _Protocol1(msgspec.Struct):
@@ -251,13 +282,19 @@ def _protocol_1(value: dict[str, Any], properties: dict[str, Any]) -> dict[str, 
     try:
         text = base64.b64decode(body, validate=True) if properties.get("body_encoding") == "base64" else body.encode()
         found = msgspec.json.decode(text, type=_Protocol1)
-    except (binascii.Error, msgspec.DecodeError, UnicodeError, RecursionError):
+    except (ValueError, msgspec.DecodeError, RecursionError):
         return None
     return {name: getattr(found, name) for name in _Protocol1.__struct_fields__} if found.task else None
 
 
+def _word(value: object) -> str:
+    """Return a value as text that can be written anywhere: half of a surrogate pair is spelled out."""
+    text = "" if value is None else value if isinstance(value, str) else str(value)[:_TEXT_LIMIT]
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _text(value: object) -> str:
-    return "" if value is None else str(value)[:_TEXT_LIMIT]
+    return _word(value)[:_TEXT_LIMIT]
 
 
 def _whole(value: object) -> int:

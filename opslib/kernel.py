@@ -40,7 +40,9 @@ def started(folder: Path) -> Iterator[OpsKernelManager]:
     interrupted, so is the kernel: a change on its way then lets go of its lock.
     """
     manager = OpsKernelManager(kernel_name="python3")
-    run_sync(manager.start_kernel)(cwd=str(folder), extra_arguments=["--HistoryManager.hist_file=:memory:"])
+    # A kernel that is interrupted logs a traceback of its own sockets, onto the terminal of who pressed Ctrl-C.
+    quiet = ["--HistoryManager.hist_file=:memory:", "--log-level=CRITICAL"]
+    run_sync(manager.start_kernel)(cwd=str(folder), extra_arguments=quiet)
     try:
         yield manager
     except KeyboardInterrupt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 #: Between the parts of a binding and before a priority step (kombu's `sep`).
 SEPARATOR = "\x06\x16"
@@ -197,14 +196,11 @@ def _topic(pattern: str, routing_key: str) -> bool:
     """Match `*` (one word) and `#` (any words)."""
     if "*" not in pattern and "#" not in pattern:
         return False
-    return _words(pattern.split("."), routing_key.split("."))
-
-
-def _words(pattern: list[str], words: list[str]) -> bool:
-    if not pattern:
-        return not words
-    if pattern[0] == "#":
-        return any(_words(pattern[1:], words[n:]) for n in range(len(words) + 1))
-    if not words:
-        return False
-    return (pattern[0] == "*" or fnmatchcase(words[0], pattern[0])) and _words(pattern[1:], words[1:])
+    words = routing_key.split(".")
+    reached = {0}  # how many words the pattern may have used up so far
+    for part in pattern.split("."):
+        if part == "#":
+            reached = set(range(min(reached, default=len(words) + 1), len(words) + 1))
+        else:
+            reached = {at + 1 for at in reached if at < len(words) and part in {"*", words[at]}}
+    return len(words) in reached

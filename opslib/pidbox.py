@@ -21,6 +21,9 @@ import msgspec
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
+#: One wait at the server; well within the client's own timeout for an answer, however long all of them may take.
+_PATIENCE_S = 1.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
@@ -103,7 +106,8 @@ def ask(broker: Broker, calls: Sequence[Call], *, timeout_s: float) -> Answers:
             if left <= 0:
                 late = True
                 break
-            popped = cast("tuple[bytes, bytes] | None", client.brpop([reply_list], timeout=max(0.01, left)))
+            patience = min(max(0.01, left), _PATIENCE_S)
+            popped = cast("tuple[bytes, bytes] | None", client.brpop([reply_list], timeout=patience))
             if popped:
                 came += _note(popped[1], tickets, replies)
     finally:

@@ -285,6 +285,7 @@ def _record(context: RunContext, target: str, folder: Path, problem: OpsError | 
             reason=context.reason,
             started_at=context.started_at,
             parameters=context.parameters,
+            dry_run=context.parameters.get("dry_run") is not False,
             verdict=str(Verdict.FAILED),
             exit_code=int(Exit.FAILED),
             report=context.report,
@@ -310,7 +311,7 @@ def _environment(context: RunContext, target: str) -> Iterator[None]:
         told = {
             records.RUN_ENV: msgspec.json.encode(context).decode(),
             "OPS_REPORTS": str(settings.reports_root()),
-            "OPS_PROJECT": str(Path.cwd()),
+            "OPS_PROJECT": str(settings.project(os.environ).absolute()),
             "IPYTHONDIR": private,  # a user's start-up files are no part of a runbook,
             "PYTHONSTARTUP": "",  # and IPython runs this one too
         }

@@ -9,8 +9,7 @@ import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Annotated, Any
 
 import msgspec
 
@@ -39,7 +38,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     stuck_after: str = "3h"
-    loop_after: int = 10
+    loop_after: Annotated[int, msgspec.Meta(ge=1)] = 10
     visibility_timeout: str = ""
 
 
@@ -89,6 +88,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return redact.url(self.result_backend) if self.result_backend else "the broker's own database"
 
 
+#: Fields that are filled in here, whatever a file says.
+_NOT_IN_A_FILE = {"name", "origins", "warnings"}
+_SETTINGS = sorted(set(Target.__struct_fields__) - _NOT_IN_A_FILE)
+
+
 def load(
     name: str = "", *, env_file: str = "", environ: Mapping[str, str] | None = None, start: Path | None = None
 ) -> Target:
@@ -105,6 +109,10 @@ def load(
     start = start or project(environ)
     variables = _Environment(environ, env_file or environ.get("OPS_ENV_FILE", ""), start)
     file, document = _document(start)
+    for key in document.keys() - {"default_target", "targets"}:
+        raise SettingsError(
+            f"{FILE}: {key!r} is no setting of this file.", hint=_names_hint(key, ["default_target", "targets"])
+        )
     targets = _table(document.get("targets", {}), f"{FILE}: targets")
     wanted = name or variables.get("OPS_TARGET") or str(document.get("default_target", "")) or BY_ENVIRONMENT
     if wanted == DEMO and DEMO not in targets:
@@ -136,8 +144,7 @@ def described(target: Target) -> list[dict[str, str]]:
         },
     }
     return [
-        {"setting": name, "value": text, "from": target.origins.get(name.split(".")[0]) or "default"}
-        for name, text in values.items()
+        {"setting": name, "value": text, "from": target.origins.get(name) or "default"} for name, text in values.items()
     ]
 
 
@@ -177,7 +184,11 @@ class _Environment:
             raise SettingsError(f"There is no file {env_file} to read the environment from.")
         self.sources = [("environment", environ)]
         if path.is_file():
-            self.sources.append((path.name, {k: v for k, v in dotenv_values(path).items() if v is not None}))
+            try:
+                found = dotenv_values(path)
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"{path.name} cannot be read: {error}.") from None
+            self.sources.append((path.name, {k: v for k, v in found.items() if v is not None}))
 
     def get(self, name: str) -> str:
         return next((values[name].strip() for _, values in self.sources if values.get(name, "").strip()), "")
@@ -196,16 +207,18 @@ class _Environment:
         return value, f"{origin}: {name}", [f"{other} ({where})" for where, other, else_ in found[1:] if else_ != value]
 
 
-def _document(start: Path) -> tuple[str, dict[str, Any]]:
-    """Return ops.toml of this folder or the nearest above it."""
+def _document(start: Path) -> tuple[Path, dict[str, Any]]:
+    """Return ops.toml of this folder or the nearest above it, and its path."""
     for folder in (start, *start.parents):
         path = folder / FILE
         if path.is_file():
             try:
-                return FILE, tomllib.loads(path.read_text("utf-8"))
+                return path, tomllib.loads(path.read_text("utf-8"))
+            except OSError as error:
+                raise SettingsError(f"{path.name} cannot be read: {error}.") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise SettingsError(f"{path.name} is not valid TOML: {error}.") from None
-    return "", {}
+    return start / FILE, {}
 
 
 def _from_environment(variables: _Environment, configured: list[str]) -> Target:
@@ -231,40 +244,47 @@ def _from_environment(variables: _Environment, configured: list[str]) -> Target:
     )
 
 
-def _from_table(name: str, table: dict[str, Any], variables: _Environment, file: str) -> Target:
-    values, origins = dict(table), dict.fromkeys(table, file)
+def _from_table(name: str, table: dict[str, Any], variables: _Environment, file: Path) -> Target:
+    for key in table.keys() & _NOT_IN_A_FILE:
+        raise SettingsError(f"Target {name}: {key!r} is no setting.", hint=_names_hint(key, _SETTINGS))
+    values, origins = dict(table), dict.fromkeys(table, FILE)
+    if isinstance(table.get("thresholds"), dict):
+        origins.update(dict.fromkeys((f"thresholds.{key}" for key in table["thresholds"]), FILE))
     for key in ("broker_url", "result_backend"):
         if isinstance(values.get(key), str):
-            values[key], origins[key] = _resolve(values[key], f"{file}: targets.{name}.{key}", variables)
+            where = f"{FILE}: targets.{name}.{key}"
+            values[key], origins[key] = _resolve(values[key], where, variables, file.parent)
     if not values.get("broker_url"):
         raise SettingsError(
-            f"{file}: targets.{name} has no broker_url.",
+            f"{FILE}: targets.{name} has no broker_url.",
             hint='Give it one, for instance broker_url = "env:PROD_BROKER_URL".',
         )
     return _target(name, values, origins, [])
 
 
-def _resolve(value: str, where: str, variables: _Environment) -> tuple[str, str]:
-    """Return the URL behind `env:NAME`, `file:PATH` or a literal without a password."""
+def _resolve(value: str, where: str, variables: _Environment, folder: Path) -> tuple[str, str]:
+    """Return the URL behind `env:NAME`, `file:PATH` (from the folder of ops.toml) or a literal without a password."""
     kind, _, rest = value.partition(":")
     if kind == "env":
-        found = variables.get(rest)
+        found, origin, _ = variables.first([rest])
         if not found:
             raise SettingsError(f"{where} names the variable {rest}, which is not set.")
-        return found, f"environment: {rest}"
+        return found, origin
     if kind == "file":
-        return _secret_file(Path(rest).expanduser(), where), f"file: {rest}"
-    if urlsplit(value).password:
+        return _secret_file(rest, where, folder), f"file: {rest}"
+    if redact.has_password(value):
         raise SettingsError(f"{where} holds a password.", hint="Write env:NAME or file:PATH (mode 0600) in its place.")
-    return value, where.split(":", 1)[0]
+    return value, FILE
 
 
-def _secret_file(path: Path, where: str) -> str:
+def _secret_file(name: str, where: str, folder: Path) -> str:
+    path = Path(name)
     try:
+        path = folder / path.expanduser()
         mode = path.stat().st_mode
         text = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{where} names the file {path}, which cannot be read: {error}.") from None
+    except (OSError, ValueError, RuntimeError) as error:  # among them: no text, no such user, a NUL in the name
+        raise SettingsError(f"{where} names the file {path}, which cannot be read: {str(error).rstrip('.')}.") from None
     if stat.S_IMODE(mode) & 0o077:
         raise SettingsError(f"{where} names the file {path}, which others may read.", hint=f"chmod 600 {path}")
     return text
@@ -282,7 +302,7 @@ def _demo() -> Target:
     return _target(
         DEMO,
         {"broker_url": running.url, "thresholds": {"stuck_after": "3s"}},
-        {"broker_url": "the running demo", "thresholds": "built in"},
+        {"broker_url": "the running demo", "thresholds.stuck_after": "built in"},
         [],
     )
 
@@ -291,9 +311,11 @@ def _target(name: str, values: dict[str, Any], origins: dict[str, str], warnings
     if isinstance(values.get("broker_url"), str):
         values["broker_url"], said = urls.check(values["broker_url"], "broker_url")
         warnings = [*warnings, *said]
-    if values.get("result_backend") and urls.is_redis(str(values["result_backend"])):
-        values["result_backend"], said = urls.check(str(values["result_backend"]), "result_backend")
-        warnings = [*warnings, *said]
+    if values.get("result_backend"):
+        redact.remember(str(values["result_backend"]))
+        if urls.is_redis(str(values["result_backend"])):
+            values["result_backend"], said = urls.check(str(values["result_backend"]), "result_backend")
+            warnings = [*warnings, *said]
     try:
         target = msgspec.convert({**values, "name": name, "origins": origins, "warnings": warnings}, Target)
     except msgspec.ValidationError as error:
@@ -322,9 +344,9 @@ def _explain(message: str) -> str:
 def _field_hint(message: str) -> str:
     unknown = re.search(r"unknown field `([^`]+)`", message)
     if not unknown:
-        return 'A duration is text with a unit, such as stuck_after = "3h".' if "`str`" in message else ""
-    fields = Thresholds.__struct_fields__ if "thresholds" in message else Target.__struct_fields__
-    return _names_hint(unknown.group(1), [f for f in fields if f not in {"origins", "warnings", "name"}])
+        is_duration = "Expected `str`" in message and "thresholds" in message
+        return 'A duration is text with a unit, such as stuck_after = "3h".' if is_duration else ""
+    return _names_hint(unknown.group(1), Thresholds.__struct_fields__ if "thresholds" in message else _SETTINGS)
 
 
 def _names_hint(wanted: str, known: Iterable[str]) -> str:

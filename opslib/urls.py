@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from opslib import redact
 from opslib.errors import SettingsError
 
 _SCHEMES = {"redis", "rediss", "unix", "redis+socket", "sentinel"}
 _PORTS = range(1, 65536)
+#: What a URL may say besides place and database. The rest is Celery's, or a timeout or a retry that is ours to choose.
+_LOGIN = {"username", "password"}
+_TLS = {
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+    "ssl_password",
+}
 
 
 def is_redis(url: str) -> bool:
@@ -43,31 +54,43 @@ def check(url: str, what: str) -> tuple[str, list[str]]:
             hint="For instance redis://host:6379/0; Valkey uses redis:// too.",
         )
     if scheme == "sentinel":
-        return url, []
+        return _check_sentinel(url, what, shown), []
     if scheme in {"unix", "redis+socket"}:
-        return "unix" + url[len(scheme) :].replace("virtual_host=", "db="), []
+        return _check_socket(url, what, shown), []
     return _check_tcp(url, what, shown)
 
 
-def _check_tcp(url: str, what: str, shown: str) -> tuple[str, list[str]]:
+def _check_sentinel(url: str, what: str, shown: str) -> str:
+    parts = [part for part in url.split(";") if part]
+    for part in parts:
+        if not part.startswith("sentinel://"):
+            raise SettingsError(
+                f"{what}: {shown!r} is no list of sentinels.",
+                hint="Write sentinel://one:26379/0;sentinel://two:26379/0.",
+            )
+        _database(unquote(_place(part, what, shown).path).strip("/"), what, shown)
+    return ";".join(parts)
+
+
+def _check_socket(url: str, what: str, shown: str) -> str:
     try:
         parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise SettingsError(f"{what}: {shown!r}: {error}.") from None
-    if not parts.hostname or parts.netloc.count("@") > 1 or (port is not None and port not in _PORTS):
-        raise SettingsError(
-            f"{what}: {shown!r} has no usable host or port.",
-            hint="Characters such as @ / : in a password are written %40 %2F %3A.",
-        )
+    except ValueError:
+        parts = urlsplit("")
+    if not parts.path.strip("/"):
+        raise SettingsError(f"{what}: {shown!r} names no socket.", hint="For instance unix:///run/redis.sock?db=0.")
+    query = {"db" if k == "virtual_host" else k: v for k, v in parse_qsl(parts.query, keep_blank_values=True)}
+    _database(query.get("db", ""), what, shown)
+    query = {name: value for name, value in query.items() if name in _LOGIN | {"db"}}
+    return f"unix://{parts.netloc}{parts.path}" + (f"?{urlencode(query)}" if query else "")
+
+
+def _check_tcp(url: str, what: str, shown: str) -> tuple[str, list[str]]:
+    parts = _place(url, what, shown)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     path = unquote(parts.path).strip("/")
     for database in filter(None, (path, query.pop("virtual_host", ""), query.pop("db", ""))):
-        if not database.isdecimal():
-            raise SettingsError(
-                f"{what}: {database!r} in {shown!r} is no database number.",
-                hint="Write the number at the end of the path: redis://host:6379/0.",
-            )
+        _database(database, what, shown)
         if path and database != path:
             raise SettingsError(f"{what}: {shown!r} names two databases, {path} and {database}.")
         path = database
@@ -77,7 +100,31 @@ def _check_tcp(url: str, what: str, shown: str) -> tuple[str, list[str]]:
         query["ssl_cert_reqs"] = _certificates(query["ssl_cert_reqs"], what)
         if query["ssl_cert_reqs"] == "none":
             warnings.append(f"{what}: the server's certificate is not verified (ssl_cert_reqs=none).")
-    return urlunsplit((scheme, parts.netloc, f"/{path or 0}", urlencode(query), "")), warnings
+    known = _LOGIN | _TLS if scheme == "rediss" else _LOGIN
+    options = urlencode({name: value for name, value in query.items() if name in known})
+    return urlunsplit((scheme, parts.netloc, f"/{path or 0}", options, "")), warnings
+
+
+def _place(url: str, what: str, shown: str) -> SplitResult:
+    """Return the parts of a URL with a usable host and port; why they are not is not told: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        if parts.hostname and parts.netloc.count("@") <= 1 and (parts.port is None or parts.port in _PORTS):
+            return parts
+    except ValueError:
+        pass
+    raise SettingsError(
+        f"{what}: {shown!r} has no usable host or port.",
+        hint="A port is 1 to 65535; in a password @ / : ? # are written %40 %2F %3A %3F %23.",
+    )
+
+
+def _database(text: str, what: str, shown: str) -> None:
+    if text and not (text.isascii() and text.isdecimal()):
+        raise SettingsError(
+            f"{what}: {text!r} in {shown!r} is no database number.",
+            hint="It is the number at the end of redis://host:6379/0, and the one of unix:///run/redis.sock?db=0.",
+        )
 
 
 def _certificates(value: str, what: str) -> str:

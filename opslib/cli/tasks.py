@@ -12,6 +12,7 @@ from opslib.cli import options, output
 
 if TYPE_CHECKING:
     from opslib.facts import Snapshot
+    from opslib.symptoms.stuck_tasks import Thresholds
 
 
 class State(StrEnum):
@@ -56,19 +57,26 @@ def tasks(
     from opslib.collectors import collect
     from opslib.durations import seconds
     from opslib.render import listings
+    from opslib.symptoms.stuck_tasks import Thresholds
 
     longer_s = seconds(older_than, "--older-than") if older_than else 0.0
-    snapshot = collect(output.open_broker(target, env_file), answer_within=timeout)
-    rows = [row for row in _rows(snapshot, state) if fnmatchcase(getattr(row, "task", ""), name)]
+    broker = output.open_broker(target, env_file)
+    # Only what is called stuck has to be proven by a second look after a pause.
+    snapshot = collect(broker, answer_within=timeout, settle="2s" if state is State.STUCK else "0.01s")
+    rows = _rows(snapshot, state, Thresholds.of(broker))
+    rows = [row for row in rows if fnmatchcase(getattr(row, "task", ""), name)]
     rows = [row for row in rows if not longer_s or (_age_s(row, snapshot) or 0.0) >= longer_s]
     form = output.form(output_form, as_json=as_json)
     output.emit(rows[:limit], form, table=lambda: listings.tasks(rows[:limit], snapshot), ids=_id)
     if len(rows) > limit:
         output.say(f"{len(rows) - limit:,} more; --limit shows them.")
+    waiting = sum(queue.depth for queue in snapshot.queues) - len(snapshot.waiting)
+    if state is State.WAITING and waiting > 0:
+        output.say(f"Waiting and not listed: {waiting:,}. `ops queues` counts them all.")
     output.blind(snapshot.coverage)
 
 
-def _rows(snapshot: Snapshot, state: State) -> list[Any]:
+def _rows(snapshot: Snapshot, state: State, limits: Thresholds) -> list[Any]:
     if state in {State.ACTIVE, State.RESERVED, State.SCHEDULED}:
         return [task for task in snapshot.held if task.place == state]
     if state is State.UNACKED:
@@ -79,7 +87,7 @@ def _rows(snapshot: Snapshot, state: State) -> list[Any]:
         return [message for message in (*snapshot.unacked, *snapshot.waiting) if message.retries]
     from opslib.symptoms import stuck_tasks
 
-    return stuck_tasks.diagnose(snapshot, stuck_tasks.Thresholds())
+    return stuck_tasks.diagnose(snapshot, limits)
 
 
 def _age_s(row: object, snapshot: Snapshot) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from opslib.broker import refused
+from opslib import refusals
 from opslib.collectors import keyspace, queues, results, server, unacked, workers
 from opslib.durations import seconds
 from opslib.facts import Coverage, HeldTask, NodeInfo, QueueInfo, Reading, Snapshot, WaitingMessage
@@ -62,7 +62,7 @@ def collect(
         time.sleep(pause_s)
         return _look_again(broker, found, first, timeout_s=timeout_s)
     except Exception as error:
-        raise refused(error, broker.target.shown_broker) from error
+        raise refusals.of(error, broker.target.shown_broker) from error
 
 
 def depths(
@@ -84,7 +84,7 @@ def depths(
         rows = queues.infos(names, listings, queues.Scan(), _consumers(answering))
         waiting = queues.coverage(sum(row.depth for row in rows), 0, strange, not_queues)
     except Exception as error:
-        raise refused(error, broker.target.shown_broker) from error
+        raise refusals.of(error, broker.target.shown_broker) from error
     return rows, [keys_coverage, workers_coverage, waiting]
 
 
@@ -103,7 +103,7 @@ def nodes(
             broker, timeout_s=seconds(answer_within, "answer_within"), remembered=remembered
         )
     except Exception as error:
-        raise refused(error, broker.target.shown_broker) from error
+        raise refusals.of(error, broker.target.shown_broker) from error
     return rows, held, coverage
 
 
@@ -120,7 +120,7 @@ def reach(broker: Broker, *, answer_within: str = "1.5s") -> list[Coverage]:
         _, _, _, workers_coverage = workers.read(broker, timeout_s=seconds(answer_within, "answer_within"))
         _, _, results_coverage = results.read(broker, found.results[:1], max_keys=keyspace.STEP)
     except Exception as error:
-        raise refused(error, broker.target.shown_broker) from error
+        raise refusals.of(error, broker.target.shown_broker) from error
     sampled = [
         replace(
             row, silent=0 if "max_keys" in row.note else row.silent, note="" if "max_keys" in row.note else row.note
@@ -228,6 +228,10 @@ def _look_again(broker: Broker, found: keyspace.Found, first: Snapshot, *, timeo
     delivered, odd, unacked_coverage = unacked.read(broker, found.bindings, max_messages=MAX_UNACKED)
     nodes, held, receivers, workers_coverage = workers.read(broker, timeout_s=timeout_s, remembered=found.remembered)
     unplaced = {result.task_id for result in first.results} | ids
+    stored, again_coverage = results.by_id(broker, sorted(unplaced)[:_MOST_RESULTS])
+    renewed = {"workers": workers_coverage, "unacked": unacked_coverage}
+    if again_coverage.silent:
+        renewed["results"] = again_coverage
     depths = queues.depths(listings)
     return replace(
         first,
@@ -238,14 +242,12 @@ def _look_again(broker: Broker, found: keyspace.Found, first: Snapshot, *, timeo
         nodes=tuple(nodes),
         receivers=receivers,
         waiting=_each_once([*elsewhere, *again]),
-        results=tuple(results.by_id(broker, sorted(unplaced)[:_MOST_RESULTS])),
+        results=tuple(stored),
         queues=tuple(
             replace(queue, depth=depths[queue.name], consumers=_consumers(nodes).get(queue.name, ()))
             for queue in first.queues
         ),
-        coverage=tuple(
-            {"workers": workers_coverage, "unacked": unacked_coverage}.get(row.place, row) for row in first.coverage
-        ),
+        coverage=tuple(renewed.get(row.place, row) for row in first.coverage),
         earlier=Reading(
             taken_at=first.taken_at,
             unacked=first.unacked,

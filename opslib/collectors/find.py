@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from opslib.broker import refused
+from opslib import refusals
 from opslib.collectors import MAX_KEYS, MAX_UNACKED, keyspace, queue_names, queues, results, unacked, workers
 from opslib.durations import seconds
 from opslib.facts import Coverage, HeldTask, StoredResult, UnackedMessage, WaitingMessage
@@ -68,13 +68,13 @@ def find(broker: Broker, ids: Iterable[str], *, answer_within: str = "1.5s", max
     try:
         return _find(broker, wanted, timeout_s=seconds(answer_within, "answer_within"), max_keys=max_keys)
     except Exception as error:
-        raise refused(error, broker.target.shown_broker) from error
+        raise refusals.of(error, broker.target.shown_broker) from error
 
 
 def _find(broker: Broker, wanted: frozenset[str], *, timeout_s: float, max_keys: int) -> Whereabouts:
     taken_at = broker.server_time()
     found, keys_coverage = keyspace.read(broker, max_keys=max_keys)
-    stored = results.by_id(broker, sorted(wanted))
+    stored, results_coverage = results.by_id(broker, sorted(wanted))
     delivered, _, unacked_coverage = unacked.read(broker, found.bindings, max_messages=MAX_UNACKED)
     nodes, held, _, workers_coverage = workers.read(broker, timeout_s=timeout_s, remembered=found.remembered)
     names, not_queues = queue_names(broker, found, nodes)
@@ -93,7 +93,7 @@ def _find(broker: Broker, wanted: frozenset[str], *, timeout_s: float, max_keys:
             workers_coverage,
             queues.coverage(read, 0, strange, not_queues),
             unacked_coverage,
-            results.coverage_by_id(broker, len(wanted)),
+            results_coverage,
         ),
         visibility_timeout_s=min(
             (node.visibility_timeout_s for node in nodes if node.visibility_timeout_s), default=3600.0

@@ -79,7 +79,7 @@ class Scan:
     def kept(self) -> list[WaitingMessage]:
         """The messages worth a row: watched ids, the most retried and the latest ETAs, each once."""
         rows = [*self._watched, *(row for *_, row in self._retried), *(row for *_, row in self._latest)]
-        return list({(row.key, row.delivery_tag): row for row in rows}.values())
+        return list({(row.key, row.delivery_tag, row.sha256): row for row in rows}.values())
 
     def note(self, listing: Listing, position: int, raw: bytes) -> None:
         """Take one message into account."""
@@ -204,27 +204,28 @@ def stream(broker: Broker, listing: Listing, *, limit: int | None = None) -> Ite
     """
     Yield a list's messages with the number of those served before each, newest first.
 
-    Read from the producers' end: pushes meanwhile only show some messages again (they are recognised and dropped),
-    and pops take what is being run. From the consumers' end, pops would make it skip messages.
+    Read from the producers' end, each window from the last message of the one before: pushes meanwhile move that
+    message further on, where it is looked for; pops take what is being run. From the consumers' end, pops would make
+    it skip messages.
 
     Args:
         limit: At most so many, the next to be served; all by default.
     """
     wanted = listing.length if limit is None else min(limit, listing.length)
-    name = _name(listing.key)
+    if not wanted:
+        return
+    name, last = _name(listing.key), None
     index, size = listing.length - wanted, _first_window(broker, name, listing.length)
-    end = listing.length
-    previous: list[bytes] = []
-    while index < end:
-        window = cast("list[bytes]", broker.reads.lrange(name, index, min(end, index + size) - 1))
-        if not window:
+    while True:
+        start = index if last is None else index - 1
+        window = cast("list[bytes]", broker.reads.lrange(name, start, index + size - 1))
+        for raw in _after(last, window):
+            wanted -= 1
+            last = raw
+            yield max(0, wanted), raw
+        if start + len(window) < index + size:
             return
-        again = _overlap(previous, window)
-        end += again  # what was pushed meanwhile moved the rest
-        for offset, raw in enumerate(window[again:], again):
-            yield max(0, end - 1 - index - offset), raw
-        index += len(window)
-        previous = window
+        index += size
         size = _next_window(size, window)
 
 
@@ -245,12 +246,11 @@ def _next_window(size: int, window: Sequence[bytes]) -> int:
     return max(1, min(_MOST_PER_WINDOW, int(WINDOW_BYTES / max(weight, 1.0)), size + size // 2 + 1))
 
 
-def _overlap(previous: Sequence[bytes], window: Sequence[bytes]) -> int:
-    """Return how many messages at the start of a window stood at the end of the one before."""
-    if not previous or window[0] not in previous:
-        return 0
-    shift = len(previous) - previous.index(window[0])
-    return shift if list(previous[-shift:]) == list(window[:shift]) else 0
+def _after(last: bytes | None, window: Sequence[bytes]) -> Sequence[bytes]:
+    """Return what follows the last message that was seen; nothing where pushes moved it beyond this window."""
+    if last is None:
+        return window
+    return window[window.index(last) + 1 :] if last in window else ()
 
 
 def infos(

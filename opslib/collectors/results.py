@@ -67,35 +67,37 @@ def read(broker: Broker, known: Sequence[bytes], *, max_keys: int) -> tuple[list
         for page in _pages(keys):
             for key, state in _heads(client, page):
                 states[state] += 1
-                if state not in FINAL and len(rows) < _MOST_OPEN:
+                if state not in FINAL and state != UNREADABLE and len(rows) < _MOST_OPEN:
                     rows += _full(client, [key], broker.keys.result_root)
     except RedisError as error:
-        return (
-            rows,
-            states,
-            Coverage(place="results", seen=sum(states.values()), silent=1, note=f"It cannot be read: {error}."),
-        )
-    open_count = sum(n for state, n in states.items() if state not in FINAL)
-    silent += max(0, open_count - _MOST_OPEN)
-    note = f"{silent:,} keys were not looked at; max_keys allows no more." if silent else ""
-    return rows, states, Coverage(place="results", seen=sum(states.values()), silent=silent, note=note)
+        return rows, states, Coverage(place="results", seen=sum(states.values()), silent=1, note=_unread(error))
+    opaque = states[UNREADABLE]
+    silent += max(0, sum(n for state, n in states.items() if state not in FINAL) - opaque - _MOST_OPEN)
+    notes = [f"{silent:,} keys were not looked at; max_keys allows no more."] if silent else []
+    if opaque:
+        notes.append(f"{opaque:,} are not plain JSON (compressed, pickled), so their states are not known.")
+    coverage = Coverage(place="results", seen=sum(states.values()), silent=silent + opaque, note=" ".join(notes))
+    return rows, states, coverage
 
 
-def by_id(broker: Broker, ids: Iterable[str]) -> list[StoredResult]:
-    """Return the stored results of these tasks; an id without one is absent (which proves nothing)."""
+def by_id(broker: Broker, ids: Iterable[str]) -> tuple[list[StoredResult], Coverage]:
+    """Return the stored results of these tasks, and the coverage; an id without one is absent (which proves nothing)."""
+    from redis.exceptions import RedisError
+
+    asked = list(ids)
     if broker.results is None:
-        return []
+        return [], Coverage(place="results", seen=0, silent=len(asked), note=_NOT_REDIS)
     rows: list[StoredResult] = []
-    for page in _pages(broker.keys.result(task_id).encode("utf-8", "surrogateescape") for task_id in ids):
-        rows += _full(broker.results, page, broker.keys.result_root)
-    return rows
+    try:
+        for page in _pages(broker.keys.result(task_id).encode("utf-8", "surrogateescape") for task_id in asked):
+            rows += _full(broker.results, page, broker.keys.result_root)
+    except RedisError as error:
+        return rows, Coverage(place="results", seen=len(rows), silent=len(asked), note=_unread(error))
+    return rows, Coverage(place="results", seen=len(asked))
 
 
-def coverage_by_id(broker: Broker, asked: int) -> Coverage:
-    """Say whether a look-up by id could see anything."""
-    if broker.results is None:
-        return Coverage(place="results", seen=0, silent=asked, note=_NOT_REDIS)
-    return Coverage(place="results", seen=asked)
+def _unread(error: Exception) -> str:
+    return f"It cannot be read: {str(error).rstrip('.')}."
 
 
 def _scan(client: Redis, root: str, max_keys: int) -> Iterator[bytes]:

@@ -39,15 +39,13 @@ def read(
         scores = _indexed(broker, max_messages)
     except ResponseError as error:
         return [], [], Coverage(place="unacked", seen=0, silent=1, note=f"It cannot be read: {error}.")
-    scores.update(dict.fromkeys(_missing(broker, scores, total), None))
-    tags = list(scores)[:max_messages]
     seen = skipped = 0
-    for tag, raw in _values(broker, tags):
+    for tag, raw in _entries(broker, scores, min(total, max_messages)):
         if raw is None:
             skipped += 1
             continue
         seen += 1
-        _file(tag, raw, scores[tag], broker, bindings, rows, odd)
+        _file(tag, raw, scores.get(tag), broker, bindings, rows, odd)
     left = max(0, total - max_messages) + skipped
     note = f"{left:,} entries were not read: more than max_messages, or larger than 8 MiB." if left else ""
     return rows, odd, Coverage(place="unacked", seen=seen, silent=left, note=note)
@@ -67,20 +65,29 @@ def _indexed(broker: Broker, limit: int) -> dict[bytes, float | None]:
     return scores
 
 
-def _missing(broker: Broker, scores: Mapping[bytes, float | None], total: int) -> Iterator[bytes]:
+def _entries(broker: Broker, scores: Mapping[bytes, object], expected: int) -> Iterator[tuple[bytes, bytes | None]]:
     """
-    Yield fields of the hash that the index lacks.
+    Yield what the index names, then what the hash holds besides.
 
-    The walk costs a pass over the values too, so it is left out where the counts already agree.
+    A walk over the hash costs a pass over the values too, so it is left out where the index led to all that there is.
     """
-    if broker.reads.zcard(broker.keys.unacked_index) == total:
-        return
+    met = 0
+    for tag, raw in _values(broker, list(scores)):
+        met += 1
+        yield tag, raw
+    if met < expected:
+        lost = list(dict.fromkeys(tag for tag in _fields(broker) if tag not in scores))
+        yield from _values(broker, lost[: expected - met])
+
+
+def _fields(broker: Broker) -> Iterator[bytes]:
+    """Yield every field of the hash at least once."""
     cursor = 0
     while True:
         cursor, page = cast(
             "tuple[int, dict[bytes, bytes]]", broker.reads.hscan(broker.keys.unacked, cursor, count=_PAGE)
         )
-        yield from (tag for tag in page if tag not in scores)
+        yield from page
         if cursor == 0:
             return
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -78,6 +78,18 @@ class _Queue(msgspec.Struct):
     name: str
 
 
+#: What an answer that counts has to be: who answers otherwise may hold anything.
+_SHAPES: Mapping[str, Any] = {
+    "active": list[_Request],
+    "reserved": list[_Request],
+    "scheduled": list[_Scheduled],
+    "active_queues": list[_Queue],
+    "registered": list[str],
+}
+#: Modules whose name is not the word of the command line.
+_POOLS = {"thread": "threads"}
+
+
 def read(
     broker: Broker, *, timeout_s: float, remembered: Iterable[str] = ()
 ) -> tuple[list[NodeInfo], list[HeldTask], int, Coverage]:
@@ -102,7 +114,7 @@ def read(
     except ReadOnlyError:
         note = "This server is a replica, where answers cannot be left, so no node was asked."
         return [], [], 0, Coverage(place="workers", seen=0, silent=1, note=note)
-    complete = set.intersection(*(set(by_node) for by_node in answers.replies.values())) if answers.replies else set()
+    complete = {name for name in answers.nodes if _is_complete(name, answers.replies)}
     nodes = [_node(name, answers.replies) for name in sorted(complete)]
     expected = set(broker.target.nodes)
     absent = sorted((set(remembered) | expected | answers.nodes) - complete)
@@ -111,6 +123,13 @@ def read(
     silent = max(answers.receivers - len(complete), len(expected - complete))
     note = _note(answers.receivers - len(complete), sorted(expected - complete), timeout_s)
     return nodes, held, answers.receivers, Coverage(place="workers", seen=len(complete), silent=silent, note=note)
+
+
+def _is_complete(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> bool:
+    """Whether a node gave every answer, those that count in their shape: what it holds is known only then."""
+    return all(name in by_node for by_node in replies.values()) and all(
+        _convert(replies[method][name], shape) is not None for method, shape in _SHAPES.items()
+    )
 
 
 def _note(unanswered: int, missing: Sequence[str], timeout_s: float) -> str:
@@ -123,15 +142,16 @@ def _note(unanswered: int, missing: Sequence[str], timeout_s: float) -> str:
 
 
 def _node(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> NodeInfo:
-    """Put one node's row together; an answer of a strange shape leaves its fields at their zero."""
+    """Put one node's row together; statistics of a strange shape leave its fields at their zero."""
     stats = _convert(replies["stats"][name], _Stats) or _Stats()
     queues = _convert(replies["active_queues"][name], list[_Queue]) or []
     registered = _convert(replies["registered"][name], list[str]) or []
+    pool = stats.pool.implementation.rpartition(":")[0].rpartition(".")[2]
     visibility = stats.broker.transport_options.get("visibility_timeout", 3600)
     return NodeInfo(
         name=name,
         answered=True,
-        pool=stats.pool.implementation.rpartition(":")[0].rpartition(".")[2],
+        pool=_POOLS.get(pool, pool),
         concurrency=stats.pool.max_concurrency or len(stats.pool.processes),
         processes=tuple(stats.pool.processes),
         prefetch=stats.prefetch_count or 0,

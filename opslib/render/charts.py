@@ -112,12 +112,15 @@ class Lane:
     The tasks of one place, the oldest first.
 
     Attributes:
+        title: What stands beside it.
+
         named: Those that get a line of their own, with their name.
 
         undated: How many have no known age and are not drawn.
     """
 
     place: str
+    title: str
     points: list[Point] = field(default_factory=list)
     named: list[Point] = field(default_factory=list)
     undated: int = 0
@@ -135,7 +138,9 @@ class Lane:
 
 
 def _lanes(snapshot: Snapshot, stuck_after_s: float) -> list[Lane]:
-    lanes = {place: Lane(place) for place in COLOURS}
+    # A node that did not answer may hold what nobody else does: then nothing is called ownerless.
+    names = {**NAMES, "ownerless": "held by none seen"} if snapshot.silent_nodes else NAMES
+    lanes = {place: Lane(place, names[place]) for place in COLOURS}
     now, delivered = snapshot.taken_at.timestamp(), {row.task_id: row.delivered_at for row in snapshot.unacked}
     for task in snapshot.held:
         lane = lanes.get(task.place, lanes["reserved"])
@@ -203,7 +208,7 @@ def _waiting(snapshot: Snapshot) -> str:
 
 
 def _alt(lanes: Sequence[Lane], snapshot: Snapshot, stuck_after_s: float) -> str:
-    parts = [f"{lane.size:,} {NAMES[lane.place]}{_oldest(lane)}" for lane in lanes] or ["none"]
+    parts = [f"{lane.size:,} {lane.title}{_oldest(lane)}" for lane in lanes] or ["none"]
     alarming = sum(point.alarming for lane in lanes for point in lane.points)
     stand_out = (
         f" {plural(alarming, 'task')} stand{'s' * (alarming == 1)} out; stuck means longer than {age(stuck_after_s)}."
@@ -219,6 +224,8 @@ def _oldest(lane: Lane) -> str:
 
 WIDTH, LEFT, RIGHT = 680.0, 128.0, 668.0
 HEAD, LANE, ROW, FOOT = 54.0, 38.0, 15.0, 40.0
+#: What a letter of DejaVu takes at 9 points, on average.
+LETTER = 5.3
 DOT, PITCH, TALLEST = 3.0, 6.4, 6
 INK, QUIET, RULE, ALARM = "#1b1f24", "#57606a", "#d5d9de", "#a40e26"
 TICKS = (1, 10, 60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400, 365 * 86400, 3650 * 86400)
@@ -270,7 +277,7 @@ def _draw(lanes: Sequence[Lane], limits: Sequence[Limit], waiting: str, when: st
     scale = _scale(lanes, limits)
     strips = [_strip(lane, scale) for lane in lanes]
     heights = [
-        max(LANE, strip.height + ROW * len(lane.named) + 14.0) for lane, strip in zip(lanes, strips, strict=True)
+        max(LANE, strip.height + sum(map(_row, lane.named)) + 14.0) for lane, strip in zip(lanes, strips, strict=True)
     ]
     bottom = HEAD + (sum(heights) if lanes else 30.0)
     pen = Pen(bottom + FOOT + 22.0)
@@ -306,12 +313,18 @@ def _axis(pen: Pen, scale: Scale, limits: Sequence[Limit], bottom: float, *, due
 
 def _lane(pen: Pen, lane: Lane, strip: Strip, scale: Scale, top: float, height: float) -> None:
     colour = COLOURS[lane.place]
-    pen.text(0, top + 16, NAMES[lane.place], weight="bold")
+    pen.text(0, top + 16, lane.title, weight="bold")
     pen.text(0, top + 28, _figures(lane), colour=QUIET, size=8.5)
     pen.line([0, RIGHT], [top + height] * 2, RULE, 0.6)
-    for row, point in enumerate(lane.named):
-        _named(pen, point, scale, top + 13 + ROW * row, colour)
-    strip.draw(pen, top + 7 + ROW * len(lane.named) + strip.height, colour)
+    y = top + 13
+    for point in lane.named:
+        _named(pen, point, scale, y, colour)
+        y += _row(point)
+    strip.draw(pen, y - 6 + strip.height, colour)
+
+
+def _row(point: Point) -> float:
+    return ROW if point.due_s is None else 1.6 * ROW
 
 
 def _figures(lane: Lane) -> str:
@@ -322,19 +335,25 @@ def _figures(lane: Lane) -> str:
 
 
 def _named(pen: Pen, point: Point, scale: Scale, y: float, colour: str) -> None:
-    x, end = scale(point.age_s), scale(point.due_s if point.due_s is not None else point.age_s)
-    if end > x:
-        pen.line([x, end], [y, y], colour, 1.4)
-        pen.line([end, end], [y - 4, y + 4], colour, 1.4)
-    pen.dots([x], [y], colour, DOT * 1.5, edge=INK)
-    right, left = RIGHT - end - 8, x - LEFT - 8
-    # DejaVu's letters are about 0.6 em wide; what does not fit goes from the task's name, never from the id.
-    room = int(max(right, left) / 5.3) - len(point.label) - 3
-    name = _tail(shown(point.task or "(unknown)", 200), max(room, 4))
-    if right >= left:
-        pen.text(end + 8, y + 3, f"{name} · {point.label}")
-    else:
-        pen.text(x - 8, y + 3, f"{name} · {point.label}", ha="right")
+    x = scale(point.age_s)
+    if point.due_s is None:
+        pen.dots([x], [y], colour, DOT * 1.5, edge=INK)
+        right, left = RIGHT - x - 8, x - LEFT - 8
+        text = _fitting(point, max(right, left))
+        pen.text(x + 8 if right >= left else x - 8, y + 3, text, ha="left" if right >= left else "right")
+        return
+    # Its line would run through a text beside the dot, so the text stands above it.
+    text, end = _fitting(point, RIGHT - LEFT), scale(point.due_s)
+    pen.text(max(LEFT, min(x - DOT, RIGHT - len(text) * LETTER)), y + 2, text)
+    pen.line([x, end], [y + 10, y + 10], colour, 1.4)
+    pen.line([end, end], [y + 6, y + 14], colour, 1.4)
+    pen.dots([x], [y + 10], colour, DOT * 1.5, edge=INK)
+
+
+def _fitting(point: Point, room: float) -> str:
+    """Return a task's name and label; what does not fit goes from the name, never from the id."""
+    longest = int(room / LETTER) - len(point.label) - 3
+    return f"{_tail(shown(point.task or '(unknown)', 200), max(longest, 4))} · {point.label}"
 
 
 def _tail(name: str, longest: int) -> str:

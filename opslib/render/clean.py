@@ -46,7 +46,7 @@ PROPERTIES = frozenset(
 )
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]*", re.IGNORECASE)
 #: Our own tables', pandas' and the tokens of highlighted code; no class of the page around them.
-_CLASSES = re.compile(r"ops-[a-z]+|dataframe|highlight|hl-\w+|[a-z]{1,3}\d?")
+_CLASSES = re.compile(r"ops-[a-z-]+|dataframe|highlight|hl-\w+|[a-z]{1,3}\d?")
 
 
 def clean(fragment: str, *, shift: int = 0) -> str:
@@ -63,9 +63,9 @@ def clean(fragment: str, *, shift: int = 0) -> str:
     removed: Counter[str] = Counter()
     for text in soup.find_all(string=True):
         _text(text)
-    for tag in soup.find_all(name=True):
-        if not tag.decomposed:
-            _tag(tag, removed, shift)
+    # From the innermost outwards: taking a tag off then costs nothing, however deep they are nested.
+    for tag in reversed(soup.find_all(name=True)):
+        _tag(tag, removed, shift)
     return soup.decode(formatter="minimal") + _said(removed)
 
 
@@ -92,12 +92,12 @@ def _tag(tag: Tag, removed: Counter[str], shift: int) -> None:
     if tag.name == "input" and tag.get("type") == "checkbox":
         tag.replace_with("☑ " if tag.has_attr("checked") else "☐ ")
     elif tag.name == "style":
-        tag.decompose()
+        tag.extract()
     elif tag.name in _SILENT:
         tag.unwrap()
     elif tag.name in ACTING:
         removed[f"<{tag.name}>"] += 1
-        tag.decompose()
+        tag.extract()
     elif tag.name not in TAGS:
         _attributes(tag, removed)
         tag.unwrap()
@@ -158,7 +158,7 @@ def _link(tag: Tag, removed: Counter[str]) -> None:
     scheme = re.match(r"\s*([a-z][\w+.-]*):", address, re.IGNORECASE)
     if scheme and scheme.group(1).lower() not in {"http", "https", "mailto"}:
         removed[f"{scheme.group(1).lower()}: link"] += 1
-    elif scheme and address not in tag.get_text():
+    elif scheme and [str(each) for each in tag.contents] != [address]:
         tag.append(f" ({address})")
     tag.unwrap()
 
@@ -166,7 +166,7 @@ def _link(tag: Tag, removed: Counter[str]) -> None:
 def _image(tag: Tag, removed: Counter[str]) -> None:
     if not _PICTURE.fullmatch(str(tag.get("src", ""))):
         removed["picture from outside"] += 1
-        tag.decompose()
+        tag.extract()
     elif not tag.get("alt"):
         tag.attrs["alt"] = "A picture without a description."
 

@@ -6,11 +6,13 @@ import base64
 import re
 from collections.abc import Mapping
 from functools import cache
+from html import escape
 from typing import TYPE_CHECKING, Any, cast
 
 from nbconvert.exporters.html import HTMLExporter
 from nbconvert.exporters.templateexporter import TemplateExporter
 from nbconvert.filters.highlight import Highlight2HTML
+from nbconvert.filters.markdown_mistune import InvalidNotebook, IPythonRenderer, MarkdownWithMath
 
 from opslib.render.clean import clean
 from opslib.render.page import TEMPLATES, masked
@@ -37,19 +39,28 @@ class _Exporter(HTMLExporter):
         return TemplateExporter.from_notebook_node(self, nb, resources, **kw)
 
 
+def _prose(source: str, shift: int) -> str:
+    """Return Markdown as clean HTML; what cannot be rendered is shown as it is written."""
+    # A picture would be read from this machine's disk, so none is embedded.
+    renderer = IPythonRenderer(escape=False, embed_images=False, exclude_anchor_links=True)
+    try:
+        html = MarkdownWithMath(renderer=renderer).render(source)
+    except (InvalidNotebook, RecursionError, ValueError):
+        html = f"<pre>{escape(source)}</pre>"
+    return clean(html, shift=shift)
+
+
 @cache
 def _exporter() -> _Exporter:
     exporter: Any = _Exporter(  # type: ignore[no-untyped-call]
         template_name=TEMPLATES.name,
         extra_template_basedirs=[str(TEMPLATES.parent)],
-        exclude_anchor_links=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
-        # A picture in a Markdown output would be read from this machine's disk: never.
-        embed_images=False,
         config={"NbConvertBase": {"display_data_priority": _SHOWN}, "HighlightMagicsPreprocessor": {"enabled": False}},
     )
     exporter.register_filter("clean", clean)
+    exporter.register_filter("prose", _prose)
     exporter.register_filter("alt", lambda output: output.data.get("ops/alt", ""))
     exporter.register_filter(
         "base64", lambda svg: base64.b64encode(masked(str(svg)).encode("utf-8", "replace")).decode()

@@ -146,7 +146,7 @@ def _cells(columns: Sequence[Column], row: Sequence[object]) -> str:
 def _cell(column: Column, value: object) -> str:
     text, note = escape(_shown(value)), escape(shown(value.note)) if isinstance(value, Cell) and value.note else ""
     if column.kind == "state" and text in SIGNS:
-        text = f'<span class="ops-{text}"><span aria-hidden="true">{SIGNS[text]}</span> {text}</span>'
+        text = f'<span class="ops-{text.replace(" ", "-")}"><span aria-hidden="true">{SIGNS[text]}</span> {text}</span>'
     return f"{text}<small>{note}</small>" if note else text
 
 

@@ -94,7 +94,7 @@ def render_report(
         where=words.shown(run.target) if run.target else "",
         day=words.clock(run.started_at)[:10],
         mode=words.mode(run) if record else "No record: what was changed is not known",
-        headline=words.shown(run.headline, 600),
+        headline=words.shown(words.headline(run), 600),
         answers=sections.answers(run, known=record is not None),
         facts=sections.facts(run),
         error=_error(run, states),
@@ -123,8 +123,8 @@ def _state(cell: NotebookNode) -> State:
     stamps = cell.metadata.get("execution")
     if not cell.source.strip() or "skip-execution" in cell.metadata.get("tags", []):
         return State.DONE
-    if not stamps:
-        return State.NOT_RUN
+    if not stamps:  # papermill's own is there even if the kernel died before its first word
+        return State.CUT_OFF if cell.metadata.get("papermill", {}).get("start_time") else State.NOT_RUN
     if "shell.execute_reply" not in stamps:
         return State.CUT_OFF
     expected = "raises-exception" in cell.metadata.get("tags", [])
@@ -241,7 +241,7 @@ def _read(notebook: Path | NotebookNode | None) -> tuple[NotebookNode | None, st
     try:
         content = notebook.read_bytes()
         return nbformat.reads(content.decode(), as_version=4), hashlib.sha256(content).hexdigest()  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError):
         return None, ""
 
 

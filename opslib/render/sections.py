@@ -385,9 +385,10 @@ def _coverage(run: RunRecord) -> list[Section]:
 def _parameter(name: str, given: Mapping[str, object], known: Mapping[str, Parameter]) -> tuple[object, ...]:
     declared = known.get(name)
     value = given.get(name, declared.default if declared else "")
+    # As it is written on the command line: 2000000, not 2,000,000.
     return (
         name,
-        "(empty)" if value == "" else value,
+        "(empty)" if value == "" else str(value),
         "given" if name in given else "default",
         declared.help if declared else "",
     )

@@ -129,7 +129,7 @@ def queues(rows: Sequence[QueueInfo | Row]) -> Table:
 
 
 def nodes(rows: Sequence[NodeInfo | Row], held: Iterable[HeldTask | Row] = ()) -> Table:
-    """Return the nodes, the silent ones first."""
+    """Return the nodes, first the names that did not answer: a dead one's name stays in the broker."""
     busy = Counter(task["node"] for task in map(row_of, held) if task["place"] == "active")
     return Table(
         title="Nodes",
@@ -150,7 +150,7 @@ def nodes(rows: Sequence[NodeInfo | Row], held: Iterable[HeldTask | Row] = ()) -
 
 def _node(row: Row, busy: Mapping[str, int]) -> tuple[object, ...]:
     if not row["answered"]:
-        return (row["name"], "silent", "", "", "", "", "", "")
+        return (row["name"], "no answer", "", "", "", "", "", "")
     slots = f"{busy.get(row['name'], 0)} of {row['concurrency']}"
     up = spell(row["uptime_s"]) if row["uptime_s"] else ""
     return (
@@ -405,6 +405,10 @@ def outcomes(rows: Iterable[Outcome | Row], actions: Iterable[Action | Row] = ()
         joined(rows, actions), key=lambda pair: (rank.get(str(pair[0].get("status")), 2), pair[1].get("id") or 0)
     )
     counts = Counter(str(row.get("status")) for row, _ in pairs)
+    if pairs and all(str(row.get("reason")).startswith("Dry run") for row, _ in pairs):
+        pairs, dry = [], f"Dry run: none of the {words.plural(len(pairs), 'planned action')} was carried out."
+    else:
+        dry = "Nothing was done."
     return Table(
         title="Outcomes: what was done",
         columns=(
@@ -427,7 +431,7 @@ def outcomes(rows: Iterable[Outcome | Row], actions: Iterable[Action | Row] = ()
             for row, action in pairs
         ],
         caption=", ".join(f"{number:,} {word}" for word, number in sorted(counts.items())),
-        empty="Nothing was done.",
+        empty=dry,
         limit=200,
         stack=True,
     )
@@ -445,14 +449,15 @@ class Card:
         word = words.verdict_of(self.record)
         head = f'<span class="ops-{word}"><span aria-hidden="true">{words.SIGNS[word]}</span> {word.upper()}</span>'
         lines = "".join(f"<br><small>{escape(words.shown(line))}</small>" for line in self._lines())
-        return f'<p class="ops-card"><strong>{head}</strong> {escape(words.shown(self.record.headline))}{lines}</p>'
+        said = escape(words.shown(words.headline(self.record)))
+        return f'<p class="ops-card"><strong>{head}</strong> {said}{lines}</p>'
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ANN401 - IPython's printer has no type
         printer.text(str(self))
 
     def __str__(self) -> str:
         word = words.verdict_of(self.record)
-        head = f"{words.SIGNS[word]} {word.upper()}  {words.shown(self.record.headline)}"
+        head = f"{words.SIGNS[word]} {word.upper()}  {words.shown(words.headline(self.record))}"
         return "\n".join([head, *(words.shown(line) for line in self._lines())])
 
     def _lines(self) -> list[str]:

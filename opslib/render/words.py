@@ -34,7 +34,7 @@ SIGNS = {
     "remains": "▲",
     "new": "+",
     "answered": "✓",
-    "silent": "?",
+    "no answer": "–",
     "whole": "✓",
     "partly": "?",
 }
@@ -52,6 +52,8 @@ EXITS = {
 
 #: Beyond this a value is cut, and its length said: a task name may be 10 KB.
 LONGEST = 400
+#: Numbers that name something: nobody writes a pid with a comma.
+_NAMES = frozenset({"pid", "database", "port"})
 _CENTURY_S = 100 * 365.25 * 86400
 #: Clocks differ by a little; further ahead than this is worth a word.
 _AHEAD_S = 5.0
@@ -149,7 +151,8 @@ def evidence(facts: object) -> str:
     """Return a finding's evidence on one line; the unit in a fact's name decides how it reads."""
     if not isinstance(facts, Mapping):
         return ""
-    return " · ".join(f"{_label(str(name))} {_fact(str(name), value)}" for name, value in facts.items())
+    known = ((str(name), value) for name, value in facts.items() if value is not None and value != "")
+    return " · ".join(f"{_label(name)} {_fact(name, value)}" for name, value in known)
 
 
 def _label(name: str) -> str:
@@ -163,6 +166,8 @@ def _fact(name: str, value: object) -> str:
         return age(value)
     if name.endswith("_bytes"):
         return size(value)
+    if name in _NAMES:
+        return shown(str(value), 160)
     if name.endswith("_at") and moment(value):
         return clock(value)
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
@@ -190,6 +195,14 @@ def actions_of(record: RunRecord) -> list[Row]:
 def done(record: RunRecord) -> Counter[str]:
     """Return how many actions were applied, skipped and failed."""
     return Counter(str(row.get("status", "")) for row in record.outcomes)
+
+
+def headline(record: RunRecord) -> str:
+    """Return the run in one sentence; a record of another version may not have what the sentence is made of."""
+    try:
+        return record.headline
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return f"{plural(len(record.remaining), 'finding')}."
 
 
 def changed(record: RunRecord) -> bool:

@@ -69,7 +69,8 @@ def _silent(snapshot: Snapshot) -> Iterator[Finding]:
 def _absent(snapshot: Snapshot) -> Iterator[Finding]:
     """Nobody heard the question: no worker at all, or workers that do not listen to control messages."""
     work = sum(queue.depth for queue in snapshot.queues) + len(snapshot.unacked)
-    if snapshot.receivers or not (work or snapshot.queues):
+    unasked = not snapshot.nodes and any(row.place == "workers" for row in snapshot.silent_places)
+    if snapshot.receivers or unasked or not (work or snapshot.queues):
         return
     consumers = snapshot.server.consumers
     if consumers:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from opslib import plan as plans
 from opslib.durations import seconds, spell
+from opslib.errors import BadParameter
 from opslib.facts import (
     UNKNOWN_TASK,
     HeldTask,
@@ -53,7 +54,11 @@ class Thresholds:
 
         Raises:
             SettingsError: If a duration has no unit or is not above zero.
+
+            BadParameter: If a number of retries is negative: every message would be a loop.
         """
+        if loop_after < 0:
+            raise BadParameter(f"loop_after: {loop_after} is no number of retries.", hint="0 takes the target's own.")
         own = broker.target.thresholds
         return cls(
             stuck_after_s=seconds(stuck_after or own.stuck_after, "stuck_after"),

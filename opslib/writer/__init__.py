@@ -6,12 +6,10 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from opslib import records
-from opslib.broker import refused
+from opslib import records, refusals
 from opslib.collectors import queues
 from opslib.collectors.find import Whereabouts
 from opslib.envelope import digest, restored
@@ -57,12 +55,12 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True) -> tuple[Outcome,
         with lock.held(broker, run_id=run_id, plan_digest=plan.digest) as held:
             mover = Mover(broker, held, run_id=run_id, plan_digest=plan.digest)
             outcomes = _carry_out(allowed, broker, mover, held, run_id)
+            mover.close()
     except Exception as error:
-        known = refused(error, broker.target.shown_broker)
-        with suppress(Refused):
-            audit.write("refused", plan=plan.digest, why=str(known))
+        known = refusals.of(error, broker.target.shown_broker)
+        audit.note("refused", plan=plan.digest, why=str(known))
         raise known from error
-    audit.write("end", plan=plan.digest, outcomes=dict(Counter(str(o.status) for o in outcomes)))
+    audit.note("end", plan=plan.digest, outcomes=dict(Counter(str(o.status) for o in outcomes)))
     return tuple(sorted([*outcomes, *unconfirmed], key=lambda outcome: outcome.action.id))
 
 
@@ -111,8 +109,8 @@ def _carry_out(actions: Sequence[Action], broker: Broker, mover: Mover, held: lo
     for group, do in groups:
         try:
             outcomes += do(group)
-        except Exception as error:  # noqa: BLE001 - `refused` sorts them, and raises what it does not know
-            known = refused(error, broker.target.shown_broker)
+        except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
+            known = refusals.of(error, broker.target.shown_broker)
             outcomes += [Outcome(action=action, status=Status.FAILED, reason=known.message) for action in group]
     return outcomes
 

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from opslib import records, redact, settings
@@ -34,7 +35,19 @@ def write(event: str, **detail: object) -> None:
         _append(event, detail)
     except OSError as error:
         hint = "Set OPS_REPORTS to a folder that can be written."
-        raise Refused(f"The audit {path()} cannot be written: {error.strerror}. No change goes unrecorded.", hint=hint) from None
+        raise Refused(
+            f"The audit {path()} cannot be written: {error.strerror}. No change goes unrecorded.", hint=hint
+        ) from None
+
+
+def note(event: str, **detail: object) -> None:
+    """
+    Append a line about what has been done already, if that can be.
+
+    A disk that fills up in the middle must not hide what was changed: the intent is on it, the result in the journal.
+    """
+    with suppress(Refused):
+        write(event, **detail)
 
 
 def _append(event: str, detail: Mapping[str, object]) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 BATCH_BYTES = 256 * 1024
 BATCH_MOVES = 50
 _AUDIT_ENTRIES = 100_000
+JOURNAL_LIFE_S = 14 * 86_400
 #: Before a batch without an answer is asked for again; its journal says whether it ran.
 _ASK_AGAIN_S = 0.3
 
@@ -95,12 +97,19 @@ class Mover:
         """
         return [letter for batch in _batches(moves) for letter in self._batch(batch)]
 
+    def close(self) -> None:
+        """Let the journal expire, now that nobody will ask for its batches again; what is quarantined never does."""
+        from redis.exceptions import RedisError
+
+        with suppress(RedisError):
+            self._broker.writes.expire(self._broker.keys.journal(self._run_id), JOURNAL_LIFE_S)
+
     def _batch(self, batch: Sequence[Move]) -> str:
         number = str(next(self._numbers))
         line = {"batch": number, "plan": self._digest, "moves": [[m.subject, m.source, m.destination] for m in batch]}
         audit.write("intent", **line)
         said, letters = self._call(number, batch, json.dumps({"run": self._run_id, "plan": self._digest}))
-        audit.write("result", batch=number, said=said, letters=letters)
+        audit.note("result", batch=number, said=said, letters=letters)
         if said in {"APPLIED", "REPLAY"}:
             return letters
         if said == "FENCED":

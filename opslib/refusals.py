@@ -1,0 +1,132 @@
+"""An error of the Redis client → what it means to a person, with what to do about it."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass
+
+from opslib import redact
+from opslib.errors import BrokerRefused, BrokerUnreachable, OpsError, Refused
+
+#: What redis-py says before it says what happened.
+_PREAMBLE = re.compile(r"^Error -?\d+ connecting to \S+\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """
+    One way in which a server or the way to it says no.
+
+    Attributes:
+        signs: Names of redis-py's exceptions, or what the server's words begin with or hold.
+
+        says: The sentence; `{shown}` is the server, `{said}` its own words.
+    """
+
+    signs: tuple[str, ...]
+    becomes: type[OpsError]
+    says: str
+    hint: str
+
+
+#: The first that fits; what a server says beats the kind of exception that redis-py makes of it.
+_KNOWN = (
+    _Refusal(
+        ("AuthenticationError", "AuthorizationError", "NOAUTH", "WRONGPASS"),
+        BrokerRefused,
+        "{shown} refused the credentials: {said}.",
+        "Check user and password in the target's URL.",
+    ),
+    _Refusal(
+        ("NoPermissionError", "NOPERM"),
+        BrokerRefused,
+        "{shown} does not permit what is needed: {said}.",
+        "Give the user the rights listed in docs/safety.md.",
+    ),
+    _Refusal(
+        ("SSLError", "[SSL", "certificate verify"),
+        BrokerRefused,
+        "TLS with {shown} failed: {said}.",
+        "Check rediss:// against redis://, and ssl_ca_certs in the URL.",
+    ),
+    _Refusal(
+        ("DB index",),
+        BrokerRefused,
+        "{shown}: the server has no such database.",
+        "Check the number at the end of the URL.",
+    ),
+    _Refusal(
+        ("OutOfMemoryError", "OOM", "-OOM"),
+        Refused,
+        "{shown} is out of memory and takes no more writes; nothing of this was changed.",
+        "Make room first: raise maxmemory, or expire results; workers cannot acknowledge either.",
+    ),
+    _Refusal(
+        ("ReadOnlyError", "READONLY"),
+        Refused,
+        "{shown} is a replica and takes no writes; nothing of this was changed.",
+        "Name the master, or a Sentinel.",
+    ),
+    _Refusal(
+        ("NOREPLICAS", "MISCONF"),
+        Refused,
+        "{shown} takes no writes: {said}.",
+        "See to its replicas or its disk first.",
+    ),
+    _Refusal(
+        ("BusyLoadingError", "LOADING"),
+        BrokerUnreachable,
+        "{shown} is loading its data.",
+        "Wait until it has loaded, then run this again.",
+    ),
+    _Refusal(
+        ("BUSY",),
+        BrokerUnreachable,
+        "{shown} is busy with a script and answers nobody.",
+        "`SCRIPT KILL` ends a script that has not written.",
+    ),
+    _Refusal(
+        ("max number of clients",),
+        BrokerUnreachable,
+        "{shown} has no connection to spare: {said}.",
+        "Raise maxclients, or end clients that leak connections (`CLIENT LIST`).",
+    ),
+    _Refusal(
+        ("TimeoutError",),
+        BrokerUnreachable,
+        "{shown} did not answer in time.",
+        "Is this port TLS (rediss://)? Is a firewall in between, or the server stopped?",
+    ),
+    _Refusal(
+        ("reset by peer", "closed by server"),
+        BrokerUnreachable,
+        "{shown} closed the connection: {said}.",
+        "Does this port speak TLS (rediss://)?",
+    ),
+    _Refusal(("ConnectionError",), BrokerUnreachable, "{shown} cannot be reached: {said}.", BrokerUnreachable.hint),
+    _Refusal(("RedisError", "OSError"), BrokerUnreachable, "{shown}: {said}.", BrokerUnreachable.hint),
+)
+
+
+def of(error: BaseException, shown: str) -> OpsError:
+    """
+    Return what an error of the client means; one of our own comes back as it is.
+
+    Args:
+        shown: The server's URL, fit to be shown.
+
+    Raises:
+        BaseException: The error itself, if it is neither the client's nor the network's: then it is a defect.
+    """
+    if isinstance(error, OpsError):
+        return error
+    said = _PREAMBLE.sub("", redact.plain(error)).rstrip(".")
+    cause = error.__cause__ or error.__context__
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(cause, ssl.SSLError):
+        kinds.add("SSLError")
+    for refusal in _KNOWN:
+        if any(sign in kinds or said.startswith(sign) or (" " in sign and sign in said) for sign in refusal.signs):
+            return refusal.becomes(refusal.says.format(shown=shown, said=said), hint=refusal.hint)
+    raise error
