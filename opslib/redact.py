@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 MASK = "***"
 
-#: user:password@ in any URL, also inside JSON or a repr.
-_USERINFO = re.compile(r"([A-Za-z][\w+.\-]*://)([^\s:@/'\"<>\\]*):([^\s/'\"<>\\]*)@")
+#: user:password@ in any URL, also inside JSON or a repr. A scheme is short; without a bound, a long word takes minutes.
+_USERINFO = re.compile(r"([A-Za-z][\w+.\-]{0,30}://)([^\s:@/'\"<>\\]*):([^\s/'\"<>\\]*)@")
 _QUERY = re.compile(r"([?&](?:password|username|secret|token)=)[^&\s'\"<>]+", re.IGNORECASE)
 #: Characters that drive a terminal, end a line or turn the direction of text: C0 (but tab and newline), C1, bidi.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -42,16 +42,20 @@ def _passwords(url: str) -> Iterator[str]:
 
 
 def _forms(password: str) -> Iterator[str]:
-    """Yield the spellings in which a password turns up: in a URL, in JSON, in a repr, in base64."""
+    """Yield the spellings in which a password turns up: in a URL, base64, JSON or a repr, and in JSON of those."""
     for plain in {password, unquote(password)}:
-        if len(plain) < _SHORTEST:
-            continue
-        yield plain
-        yield quote(plain, safe="", errors="surrogateescape")
-        yield json.dumps(plain)[1:-1]
-        yield json.dumps(plain, ensure_ascii=False)[1:-1]
-        yield repr(plain)[1:-1]
-        yield base64.b64encode(plain.encode("utf-8", "surrogateescape")).decode()
+        if len(plain) >= _SHORTEST:
+            yield quote(plain, safe="", errors="surrogateescape")
+            yield base64.b64encode(plain.encode("utf-8", "surrogateescape")).decode()
+            for once in {plain, *_escaped(plain)}:
+                yield once
+                yield from _escaped(once)
+
+
+def _escaped(text: str) -> Iterator[str]:
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    yield repr(text)[1:-1]
 
 
 def _parts(url: str) -> list[str]:

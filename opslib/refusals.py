@@ -39,7 +39,7 @@ _KNOWN = (
         "Check user and password in the target's URL.",
     ),
     _Refusal(
-        ("NoPermissionError", "NOPERM"),
+        ("NoPermissionError", "NOPERM", "ACL failure in script", "can't run this command"),
         BrokerRefused,
         "{shown} does not permit what is needed: {said}.",
         "Give the user the rights listed in docs/safety.md.",

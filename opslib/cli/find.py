@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from opslib.cli import options, output
-from opslib.errors import Exit
+from opslib.errors import BadParameter, Exit
 
 Ids = Annotated[list[str], typer.Argument(metavar="TASK_ID...", help="One or more task ids.")]
 Id = Annotated[str, typer.Argument(metavar="TASK_ID", help="A task's id.")]
@@ -41,8 +41,9 @@ def find(
     from opslib.collectors.find import find as look
     from opslib.render import whereabouts
 
+    wanted = [_named(each) for each in ids]
     broker = output.open_broker(target, env_file)
-    seen = look(broker, [each.strip() for each in ids], answer_within=timeout)
+    seen = look(broker, wanted, answer_within=timeout)
     form = output.form(output_form, as_json=as_json)
     if form in {options.Format.JSON, options.Format.JSONL}:
         output.document(
@@ -52,7 +53,8 @@ def find(
                     name: getattr(seen, name)
                     for name in ("taken_at", "waiting", "unacked", "held", "results", "coverage")
                 },
-            }
+            },
+            form,
         )
     elif form is options.Format.IDS:
         output.emit([each for each, places in seen.places.items() if places], form, table=lambda: "", ids=str)
@@ -85,20 +87,18 @@ def status(
     from opslib.collectors.find import find as look
     from opslib.render import whereabouts
 
-    seen = look(output.open_broker(target, env_file), [task_id.strip()], answer_within=timeout)
-    sentence = whereabouts.sentence(seen, task_id.strip())
-    if output.form(output_form, as_json=as_json) is options.Format.TABLE:
+    task_id = _named(task_id)
+    seen = look(output.open_broker(target, env_file), [task_id], answer_within=timeout)
+    sentence, places = whereabouts.sentence(seen, task_id), seen.places[task_id]
+    form = output.form(output_form, as_json=as_json)
+    if form is options.Format.TABLE:
         output.show(sentence)
+    elif form is options.Format.IDS:
+        output.emit([task_id] if places else [], form, table=lambda: "", ids=str)
     else:
-        output.document(
-            {
-                "task_id": task_id.strip(),
-                "places": seen.places[task_id.strip()],
-                "sentence": sentence,
-                "coverage": seen.coverage,
-            }
-        )
-    if not seen.places[task_id.strip()]:
+        told = {"task_id": task_id, "places": places, "sentence": sentence, "coverage": seen.coverage}
+        output.document(told, form)
+    if not places:
         raise typer.Exit(int(Exit.CANNOT_SEE if any(row.silent for row in seen.coverage) else Exit.ATTENTION))
 
 
@@ -118,3 +118,10 @@ def info(
     Example: ops task info 8a1f… -o json
     """
     find([task_id], target, env_file, output_form, as_json, timeout, verbose)
+
+
+def _named(task_id: str) -> str:
+    """Return an id without the white space around it; an empty one is a script's variable that was not set."""
+    if not task_id.strip():
+        raise BadParameter("An empty text is no task id.")
+    return task_id.strip()

@@ -10,7 +10,6 @@ from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import typer
 
 from opslib import redact
@@ -47,15 +46,17 @@ def emit(
     Print rows in the form that was asked for.
 
     Args:
-        table: Makes what is printed for a person; called only then.
+        table: Makes what is printed for a person, a list of it or one thing; called only then.
 
         ids: What names a row, for `-o ids`.
     """
     if form is Format.TABLE:
-        show(table())
+        shown = table()
+        show(*(shown if isinstance(shown, list) else [shown]))
     elif form is Format.IDS:
         for name in dict.fromkeys(ids(row) if ids else "" for row in rows):
-            sys.stdout.write(f"{redact.plain(name)}\n")
+            line = redact.plain(name).replace("\n", "\\x0a")
+            sys.stdout.write(f"{line}\n")
     elif form is Format.JSONL:
         for row in rows:
             sys.stdout.write(_json(row) + "\n")
@@ -63,9 +64,9 @@ def emit(
         sys.stdout.write(_json(list(rows), indent=2) + "\n")
 
 
-def document(value: object) -> None:
-    """Print one JSON document."""
-    sys.stdout.write(_json(value, indent=2) + "\n")
+def document(value: object, form: Format = Format.JSON) -> None:
+    """Print one JSON document, on one line where lines are asked for."""
+    sys.stdout.write(_json(value, indent=None if form is Format.JSONL else 2) + "\n")
 
 
 def show(*things: object) -> None:
@@ -90,13 +91,13 @@ def blind(coverage: Iterable[Coverage]) -> None:
 
 def say(sentence: str) -> None:
     """Print a sentence of talk."""
-    stderr().print(redact.plain(sentence), markup=False, highlight=False, soft_wrap=True)
+    stderr().print(_line(sentence), markup=False, highlight=False, soft_wrap=True)
 
 
 def problem(error: OpsError) -> None:
     """Print what went wrong, and what to do about it."""
     console = stderr()
-    console.print(f"✖ {redact.plain(error.message)}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"✖ {_line(error.message)}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     if error.hint:
         console.print(f"  {redact.plain(error.hint)}", markup=False, highlight=False, soft_wrap=True)
 
@@ -104,7 +105,7 @@ def problem(error: OpsError) -> None:
 def defect(error: Exception) -> None:
     """Print an error that nobody foresaw."""
     stderr().print(
-        f"✖ This is a defect of ops: {type(error).__name__}: {redact.plain(error)}",
+        f"✖ This is a defect of ops: {type(error).__name__}: {_line(error)}",
         style="bold red",
         markup=False,
         highlight=False,
@@ -137,11 +138,18 @@ def _width(is_terminal: bool) -> int | None:
     return None if is_terminal or os.environ.get("COLUMNS") else 160
 
 
+def _line(value: object) -> str:
+    """Return text on one line: what it quotes from elsewhere must not look like a line of ours."""
+    return redact.plain(" ".join(str(value).splitlines()))
+
+
 def _json(value: object, indent: int | None = None) -> str:
     return redact.text(json.dumps(_plain(value), indent=indent, default=str))
 
 
 def _plain(value: object) -> object:
+    import msgspec
+
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, msgspec.Struct):

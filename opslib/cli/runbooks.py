@@ -65,10 +65,13 @@ def show(
     from opslib.render import listings
 
     runbook = catalog.find(name)
-    if output.form(output_form, as_json=as_json) is options.Format.TABLE:
+    form = output.form(output_form, as_json=as_json)
+    if form is options.Format.TABLE:
         output.show(*listings.runbook(runbook))
+    elif form is options.Format.IDS:
+        output.emit([runbook.name], form, table=lambda: "", ids=str)
     else:
-        output.document(runbook)
+        output.document(runbook, form)
 
 
 def run(
@@ -176,7 +179,8 @@ def _applied(
 def _summary(result: RunResult) -> tuple[object, ...]:
     from opslib.render import summary
 
-    return summary.of_run(result.record, str(os.path.relpath(result.report)) if result.report else "")
+    report = os.path.relpath(result.report) if result.report else ""
+    return summary.of_run(result.record, report, by_make="MAKELEVEL" in os.environ)
 
 
 def _conclude(result: RunResult, form: options.Format) -> None:
@@ -186,6 +190,6 @@ def _conclude(result: RunResult, form: options.Format) -> None:
     elif form is options.Format.IDS:
         output.emit(result.record.remaining, form, table=lambda: "", ids=lambda row: str(row["subject"]))
     else:
-        output.document(result.record)
+        output.document(result.record, form)
     sys.stdout.flush()
     raise typer.Exit(int(result.exit_code))

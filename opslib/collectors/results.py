@@ -81,7 +81,7 @@ def read(broker: Broker, known: Sequence[bytes], *, max_keys: int) -> tuple[list
 
 
 def by_id(broker: Broker, ids: Iterable[str]) -> tuple[list[StoredResult], Coverage]:
-    """Return the stored results of these tasks, and the coverage; an id without one is absent (which proves nothing)."""
+    """Return the stored results of these tasks, and the coverage; an id without one is absent, which proves nothing."""
     from redis.exceptions import RedisError
 
     asked = list(ids)

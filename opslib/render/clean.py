@@ -59,11 +59,18 @@ def clean(fragment: str, *, shift: int = 0) -> str:
     Args:
         shift: Levels that headings move down, so that the page keeps one h1.
     """
+    try:
+        return _clean(fragment, shift)
+    except RecursionError:
+        return f"<pre>{escape(redact.plain(fragment))}</pre>"
+
+
+def _clean(fragment: str, shift: int) -> str:
     soup = _parsed(fragment)
     removed: Counter[str] = Counter()
     for text in soup.find_all(string=True):
         _text(text)
-    # From the innermost outwards: taking a tag off then costs nothing, however deep they are nested.
+    # From the innermost outwards, and hidden instead of unwrapped: however deep they are nested, each costs the same.
     for tag in reversed(soup.find_all(name=True)):
         _tag(tag, removed, shift)
     return soup.decode(formatter="minimal") + _said(removed)
@@ -94,13 +101,13 @@ def _tag(tag: Tag, removed: Counter[str], shift: int) -> None:
     elif tag.name == "style":
         tag.extract()
     elif tag.name in _SILENT:
-        tag.unwrap()
+        tag.hidden = True
     elif tag.name in ACTING:
         removed[f"<{tag.name}>"] += 1
         tag.extract()
     elif tag.name not in TAGS:
         _attributes(tag, removed)
-        tag.unwrap()
+        tag.hidden = True
     else:
         _attributes(tag, removed)
         _special(tag, removed, shift)
@@ -158,9 +165,9 @@ def _link(tag: Tag, removed: Counter[str]) -> None:
     scheme = re.match(r"\s*([a-z][\w+.-]*):", address, re.IGNORECASE)
     if scheme and scheme.group(1).lower() not in {"http", "https", "mailto"}:
         removed[f"{scheme.group(1).lower()}: link"] += 1
-    elif scheme and [str(each) for each in tag.contents] != [address]:
+    elif scheme and not (tag.contents and isinstance(tag.contents[0], NavigableString) and tag.contents[0] == address):
         tag.append(f" ({address})")
-    tag.unwrap()
+    tag.hidden = True
 
 
 def _image(tag: Tag, removed: Counter[str]) -> None:

@@ -71,6 +71,10 @@ def faults(rows: Sequence[Fault]) -> Table:
     )
 
 
-def tasks(rows: Sequence[object], seen: Snapshot) -> object:
-    """Return tasks of any place, with their ages at the time of the snapshot."""
-    return tables.views(list(rows) or (), seen.taken_at)[0] if rows else Line(("No such task was seen.",))
+def tasks(rows: Sequence[object], seen: Snapshot) -> list[object]:
+    """Return tasks of any place, a table for each kind of row, with their ages at the time of the snapshot."""
+    kinds: dict[type, list[object]] = {}
+    for row in rows:
+        kinds.setdefault(type(row), []).append(row)
+    views = [view for same in kinds.values() for view in tables.views(same, seen.taken_at, held=seen.held)]
+    return views or [Line(("No such task was seen.",))]

@@ -223,7 +223,7 @@ _MARKS = {State.FAILED: "failed", State.CUT_OFF: "cut off before it ended", Stat
 #: Beyond this an output says its size instead: a report stays below 5 MB.
 _LONGEST_TEXT = 40_000
 _LONGEST = {
-    "text/html": 400_000,
+    "text/html": 200_000,
     "text/markdown": 100_000,
     "image/svg+xml": 1_500_000,
     "image/png": 1_500_000,

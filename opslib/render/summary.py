@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 _SUBJECTS = 6
 
 
-def of_run(run: RunRecord, report: str) -> tuple[object, ...]:
+def of_run(run: RunRecord, report: str, *, by_make: bool = False) -> tuple[object, ...]:
     """
     Return what a person at a terminal has to know of a run, the most important last, where the eye is.
 
     Args:
         report: Path of the report as it may be opened from here; empty if there is none.
+
+        by_make: Whether the next command is spelled for make, because this one was.
     """
     shown: list[object] = []
     left = run.remaining or (run.findings if run.error else [])
@@ -32,7 +34,7 @@ def of_run(run: RunRecord, report: str) -> tuple[object, ...]:
     silent = [row for row in run.coverage if row.get("silent")]
     shown += [Line((f"Not seen: {row.get('place')}: {row.get('note')}",)) for row in silent]
     shown.append(Verdict(run))
-    shown += [Line((line,)) for line in _next(run, report)]
+    shown += [Line((line,)) for line in _next(run, report, by_make=by_make)]
     return tuple(shown)
 
 
@@ -71,13 +73,15 @@ def _subjects(group: Sequence[Row]) -> str:
     return "\n".join([*(words.shown(row.get("subject")) for row in group[:_SUBJECTS]), *more])
 
 
-def _next(run: RunRecord, report: str) -> list[str]:
+def _next(run: RunRecord, report: str, *, by_make: bool) -> list[str]:
     lines = []
     if run.error and run.error.get("hint"):
         lines.append(run.error["hint"])
     actions = words.actions_of(run)
     if run.dry_run and actions and not run.error:
-        lines.append(f"Would: {words.kinds(actions)}. To do so: ops run {run.runbook} --target {run.target} --apply")
+        ours = f"ops run {run.runbook} --target {run.target} --apply"
+        makes = f'make runbook name={run.runbook} target={run.target} args="--apply"'
+        lines.append(f"Would: {words.kinds(actions)}. To do so: {makes if by_make else ours}")
     if report:
         lines.append(f"Report: {report}")
     return lines

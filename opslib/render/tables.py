@@ -60,18 +60,20 @@ def show(*things: object, compare: tuple[Sequence[Finding], Sequence[Finding]] |
         _display(comparison(*compare))
 
 
-def views(thing: object, taken_at: datetime | None = None) -> list[object]:
+def views(thing: object, taken_at: datetime | None = None, *, held: Iterable[HeldTask] = ()) -> list[object]:
     """
     Return what `show` displays for a thing.
 
     Args:
         taken_at: The instant from which rows count their ages; without it they say when instead of how long ago.
+
+        held: What the nodes hold, for rows of unacked messages.
     """
     for kind, view in _VIEWS.items():
         if isinstance(thing, kind):
             return view(thing)
     if isinstance(thing, (list, tuple)):
-        return [_rows(thing, taken_at)]
+        return [_rows(thing, taken_at, held)]
     return [_picture(thing) or thing]
 
 
@@ -116,7 +118,7 @@ def queues(rows: Sequence[QueueInfo | Row]) -> Table:
         ),
         rows=[
             (
-                row["name"],
+                words.shown(row["name"]),
                 row["depth"],
                 _counts(row["by_priority"]),
                 _counts(row["by_task"], 3),
@@ -150,11 +152,11 @@ def nodes(rows: Sequence[NodeInfo | Row], held: Iterable[HeldTask | Row] = ()) -
 
 def _node(row: Row, busy: Mapping[str, int]) -> tuple[object, ...]:
     if not row["answered"]:
-        return (row["name"], "no answer", "", "", "", "", "", "")
+        return (words.shown(row["name"]), "no answer", "", "", "", "", "", "")
     slots = f"{busy.get(row['name'], 0)} of {row['concurrency']}"
     up = spell(row["uptime_s"]) if row["uptime_s"] else ""
     return (
-        row["name"],
+        words.shown(row["name"]),
         "answered",
         row["pool"],
         slots,
@@ -536,11 +538,11 @@ def _names(names: Iterable[str], nobody: str = "") -> str:
     return ", ".join(names) or nobody
 
 
-def _rows(rows: Sequence[Any], taken_at: datetime | None) -> object:
+def _rows(rows: Sequence[Any], taken_at: datetime | None, holders: Iterable[HeldTask] = ()) -> object:
     if not rows:
         return findings([]) if isinstance(rows, list) else Line(("Nothing of this kind was seen.",))
     if isinstance(rows[0], UnackedMessage):
-        return unacked(rows, taken_at=taken_at)
+        return unacked(rows, taken_at=taken_at, held=holders)
     if isinstance(rows[0], HeldTask):
         return held(rows, taken_at=taken_at)
     view = next((view for kind, view in _ROW_VIEWS.items() if isinstance(rows[0], kind)), None)

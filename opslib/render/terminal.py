@@ -24,6 +24,8 @@ def of(thing: object) -> RichTable | Text:
     """Return a thing as rich prints it; nothing in it is markup, whatever it looks like."""
     if isinstance(thing, Table):
         return _table(thing) if thing.rows else Text(str(thing))
+    if isinstance(thing, str):
+        return Text(shown(thing, 10 * len(thing)))
     return Text(str(thing), style=_STYLES.get(thing.word, "") if isinstance(thing, Verdict) else "")
 
 

@@ -16,7 +16,7 @@ from opslib.envelope import digest, restored
 from opslib.errors import Refused
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, Status
 from opslib.writer import audit, lock
-from opslib.writer.moves import CHANGED, GONE, MOVED, Move, Mover
+from opslib.writer.moves import CHANGED, GONE, MOVED, UNDONE, Move, Mover
 from opslib.writer.stop import stop
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _restore(actions: Sequence[Action], broker: Broker, mover: Mover) -> list[Ou
         )
     letters = dict(zip(moves, mover.move(list(moves.values())), strict=True))
     return outcomes + [
-        _of_letter(action, letters[action.id], f"Back in {action.destination}.")
+        _of_letter(action, letters[action.id], f"Back in {action.destination}.", mover)
         for action in actions
         if action.id in letters
     ]
@@ -184,12 +184,15 @@ class _Quarantine:
                 outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT[GONE]))
         letters = dict(zip(moves, self._mover.move(list(moves.values())), strict=True))
         return outcomes + [
-            _of_letter(a, letters[a.id], f"Kept in {moves[a.id].destination}.") for a in actions if a.id in letters
+            _of_letter(a, letters[a.id], f"Kept in {moves[a.id].destination}.", self._mover)
+            for a in actions
+            if a.id in letters
         ]
 
     def _unreadable_move(self, action: Action, copy: Copy) -> Move | None:
         if copy.place == "unacked":
-            return self._unacked_move(action.subject, copy.queue, copy.delivery_tag, copy.score)
+            move = self._unacked_move(action.subject, copy.queue, copy.delivery_tag, copy.score)
+            return move if move and digest(move.seen) == copy.sha256 else None
         listings, _ = queues.lists(self._broker, [copy.queue])
         same = (
             raw
@@ -230,9 +233,11 @@ class _Quarantine:
         )
 
 
-def _of_letter(action: Action, letter: str, done: str) -> Outcome:
+def _of_letter(action: Action, letter: str, done: str, mover: Mover) -> Outcome:
     if letter == MOVED:
         return Outcome(action=action, status=Status.APPLIED, reason=done)
+    if letter == UNDONE:
+        return Outcome(action=action, status=Status.FAILED, reason=mover.halted)
     return Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT[letter])
 
 

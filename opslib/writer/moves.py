@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from opslib.errors import Refused
+from opslib import refusals
+from opslib.errors import OpsError, Refused
 from opslib.writer import audit, scripts
 from opslib.writer.lock import LIFE_MS
 
@@ -26,6 +27,8 @@ JOURNAL_LIFE_S = 14 * 86_400
 _ASK_AGAIN_S = 0.3
 
 MOVED, GONE, CHANGED = "A", "G", "C"
+#: For what was not tried any more, after a batch before it failed.
+UNDONE = "U"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +80,14 @@ class Mover:
     Runs batches under one lock and one journal.
 
     Args:
-        run_id: Names the journal; a batch that was already done under it is not done again.
+        run_id: Names the journal; a batch that was already done under it is not done again. A batch's number starts
+            with the lock's, so that a second plan of the same run is not taken for the first one asked again.
+
+    Attributes:
+        halted: Why the last moves that are UNDONE were not tried.
     """
+
+    halted: str = ""
 
     def __init__(self, broker: Broker, lock: Lock, *, run_id: str, plan_digest: str) -> None:
         self._broker, self._lock, self._run_id, self._digest = broker, lock, run_id, plan_digest
@@ -88,6 +97,9 @@ class Mover:
         """
         Move every message and return a letter for each: MOVED, GONE or CHANGED.
 
+        Once a batch was done, a later one that fails ends it without an error, so that the account stays whole: what
+        was not done is UNDONE, and `halted` says why.
+
         Raises:
             Fenced: If the lock was lost; nothing of the batch was written.
 
@@ -95,7 +107,18 @@ class Mover:
 
             redis.exceptions.RedisError: If the server does not say what became of a batch, asked twice.
         """
-        return [letter for batch in _batches(moves) for letter in self._batch(batch)]
+        from redis.exceptions import RedisError
+
+        letters: list[str] = []
+        for batch in _batches(moves):
+            try:
+                letters += self._batch(batch)
+            except (OpsError, RedisError) as error:
+                if not letters:
+                    raise
+                self.halted = refusals.of(error, self._broker.target.shown_broker).message
+                return letters + [UNDONE] * (len(moves) - len(letters))
+        return letters
 
     def close(self) -> None:
         """Let the journal expire, now that nobody will ask for its batches again; what is quarantined never does."""
@@ -105,7 +128,7 @@ class Mover:
             self._broker.writes.expire(self._broker.keys.journal(self._run_id), JOURNAL_LIFE_S)
 
     def _batch(self, batch: Sequence[Move]) -> str:
-        number = str(next(self._numbers))
+        number = f"{self._lock.epoch}.{next(self._numbers)}"
         line = {"batch": number, "plan": self._digest, "moves": [[m.subject, m.source, m.destination] for m in batch]}
         audit.write("intent", **line)
         said, letters = self._call(number, batch, json.dumps({"run": self._run_id, "plan": self._digest}))

@@ -7,6 +7,7 @@ a worker's death. So both are taken away, in the order of facts §4.5.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from opslib.broker import Broker
 
 _ANSWER_S = 2.0
-#: A task is first asked to end, then made to.
-_SIGNALS = ("SIGTERM", "SIGKILL")
+#: A node forgets a task that it was told to end, and knows no second order for it: one that minds SIGTERM in its own
+#: way would run on, in nobody's answer. So the only order is the one that nothing minds.
+_SIGNAL = "SIGKILL"
 _END_WITHIN_S = 4.0
 _ROUNDS = 20
 _PAUSE_S = 0.25
@@ -60,7 +62,7 @@ def stop(
     todo = {action.subject: _Progress(action=action) for action in actions}
     _revoke(broker, todo)
     for progress in todo.values():
-        if progress.action.terminate:
+        if progress.action.terminate and still_mine():
             _terminate(broker, progress)
     for _ in range(_ROUNDS):
         open_ids = [task_id for task_id, progress in todo.items() if progress.clean < 2]
@@ -84,30 +86,42 @@ def _revoke(broker: Broker, todo: dict[str, _Progress]) -> None:
 
 
 def _terminate(broker: Broker, progress: _Progress) -> None:
-    """End the running task, politely first, and wait until its node says that it has."""
+    """End the running task, and wait until its process has left its node's pool."""
     action = progress.action
-    for signal in _SIGNALS:
-        arguments = {"task_id": action.subject, "terminate": True, "signal": signal}
-        pidbox.order(
-            broker, pidbox.Call(method="revoke", arguments=arguments, destination=(action.node,)), timeout_s=_ANSWER_S
-        )
-        progress.steps.append(f"{signal} sent on {action.node}")
-        if _has_ended(broker, action):
-            progress.steps.append("it ended")
-            return
-    progress.steps.append("it did not end")
+    seen = _on_node(broker, action)
+    pid = seen[1] if seen else None
+    arguments = {"task_id": action.subject, "terminate": True, "signal": _SIGNAL}
+    call = pidbox.Call(method="revoke", arguments=arguments, destination=(action.node,))
+    pidbox.order(broker, call, timeout_s=_ANSWER_S)
+    progress.steps.append(f"{_SIGNAL} sent on {action.node}")
+    if _has_ended(broker, action, pid):
+        progress.steps.append("it ended")
+    else:
+        progress.steps.append("it did not end")
+        progress.unheard = f"{action.node} did not say that its process has ended"
 
 
-def _has_ended(broker: Broker, action: Action) -> bool:
+def _has_ended(broker: Broker, action: Action, pid: int | None) -> bool:
     deadline = time.monotonic() + _END_WITHIN_S
-    call = pidbox.Call(method="query_task", arguments={"ids": [action.subject]}, destination=(action.node,))
     while time.monotonic() < deadline:
-        answer = pidbox.order(broker, call, timeout_s=_ANSWER_S).get(action.node)
-        known = answer.get(action.subject) if isinstance(answer, dict) else None
-        if answer is not None and (not known or known[0] != "active"):
+        seen = _on_node(broker, action)
+        if seen and seen[0] != "active" and pid not in seen[2]:
             return True
         time.sleep(_PAUSE_S)
     return False
+
+
+def _on_node(broker: Broker, action: Action) -> tuple[str, int | None, list[int]] | None:
+    """Return the task's state on its node, the process that runs it, and the pool's processes; None for no answer."""
+    questions = {"query_task": {"ids": [action.subject]}, "stats": {}}
+    calls = [pidbox.Call(method=name, arguments=asked, destination=(action.node,)) for name, asked in questions.items()]
+    replies = pidbox.ask(broker, calls, timeout_s=_ANSWER_S).replies
+    raw = [replies[name].get(action.node) for name in questions]
+    tasks, stats = (json.loads(each) if each else None for each in raw)
+    if not isinstance(tasks, dict) or not isinstance(stats, dict):
+        return None
+    state, about = tasks.get(action.subject) or ("", {})
+    return state, about.get("worker_pid"), stats.get("pool", {}).get("processes", [])
 
 
 def _round(

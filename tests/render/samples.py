@@ -15,7 +15,7 @@ from opslib.facts import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, Sn
 from opslib.findings import Finding, Severity
 from opslib.plan import Action, Kind, Outcome, Plan, Status, make
 from opslib.records import RunRecord
-from opslib.render import tables
+from opslib.render import tables, words
 
 TAKEN_AT = datetime(2026, 11, 21, 2, 15, tzinfo=UTC)
 NOW = TAKEN_AT.timestamp()
@@ -29,7 +29,9 @@ def uid(number: object) -> str:
     return f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-a{digest[17:20]}-{digest[20:32]}"
 
 
-def message(number: object = 0, *, age_s: float | None = 60.0, task: str = "shop.charge", **more: Any) -> UnackedMessage:
+def message(
+    number: object = 0, *, age_s: float | None = 60.0, task: str = "shop.charge", **more: Any
+) -> UnackedMessage:
     """Return an unacked message of that age."""
     fields: dict[str, Any] = {
         "task_id": uid(number),
@@ -86,7 +88,13 @@ def server(**more: Any) -> ServerInfo:
 
 def node(name: str = NODE, *, answered: bool = True, **more: Any) -> NodeInfo:
     """Return a node with four slots."""
-    known: dict[str, Any] = {"pool": "prefork", "concurrency": 4, "prefetch": 16, "queues": ("celery",), "memory_bytes": 2**20 * 312}
+    known: dict[str, Any] = {
+        "pool": "prefork",
+        "concurrency": 4,
+        "prefetch": 16,
+        "queues": ("celery",),
+        "memory_bytes": 2**20 * 312,
+    }
     return NodeInfo(name=name, answered=answered, **{**(known if answered else {}), **more})
 
 
@@ -100,13 +108,17 @@ def snapshot(**more: Any) -> Snapshot:
         "server": server(),
         "receivers": 1,
         "nodes": (node(),),
-        "queues": (QueueInfo(name="celery", depth=3, by_priority={0: 2, 3: 1}, consumers=(NODE,), by_task={"shop.charge": 3}),),
+        "queues": (
+            QueueInfo(name="celery", depth=3, by_priority={0: 2, 3: 1}, consumers=(NODE,), by_task={"shop.charge": 3}),
+        ),
         "coverage": (Coverage(place="server", seen=1), Coverage(place="workers", seen=1)),
     }
     return Snapshot(**{**fields, **more})
 
 
-def finding(number: object = 0, severity: Severity = Severity.CRITICAL, code: str = "orphaned-unacked", **more: Any) -> Finding:
+def finding(
+    number: object = 0, severity: Severity = Severity.CRITICAL, code: str = "orphaned-unacked", **more: Any
+) -> Finding:
     """Return a finding about a task."""
     fields: dict[str, Any] = {
         "subject": uid(number),
@@ -145,7 +157,7 @@ def outcome(of: Action, status: Status = Status.APPLIED, reason: str = "Moved.")
 def record(
     *,
     findings: Sequence[Finding] = (),
-    remaining: Sequence[Finding] | None = None,
+    remaining: Sequence[Finding | dict[str, Any]] | None = None,
     proposed: Plan | None = None,
     outcomes: Sequence[Outcome] = (),
     **more: Any,
@@ -164,9 +176,11 @@ def record(
         "broker": "redis://ops:***@redis:6379/0",
         "coverage": [asdict(row) for row in snapshot().coverage],
         "findings": [asdict(each) for each in findings],
-        "remaining": [asdict(each) for each in (findings if remaining is None else remaining)],
+        "remaining": [dict(words.row_of(each)) for each in (findings if remaining is None else remaining)],
         "plan": {"digest": proposed.digest, **proposed.content()},
-        "outcomes": [{"action": o.action.id, "status": str(o.status), "reason": o.reason, "steps": []} for o in outcomes],
+        "outcomes": [
+            {"action": o.action.id, "status": str(o.status), "reason": o.reason, "steps": []} for o in outcomes
+        ],
     }
     return RunRecord(**{**fields, **more})
 
@@ -182,9 +196,14 @@ def displayed(*things: object) -> list[NotebookNode]:
     return outputs
 
 
-def code(name: str, source: str = "show(before)", *outputs: NotebookNode, ran: bool = True, replied: bool = True) -> NotebookNode:
+def code(
+    name: str, source: str = "show(before)", *outputs: NotebookNode, ran: bool = True, replied: bool = True
+) -> NotebookNode:
     """Return a code cell with the stamps that nbclient leaves on those that it started."""
-    stamps = {"iopub.execute_input": "2026-11-21T02:15:00Z", **({"shell.execute_reply": "2026-11-21T02:15:01Z"} if replied else {})}
+    stamps = {
+        "iopub.execute_input": "2026-11-21T02:15:00Z",
+        **({"shell.execute_reply": "2026-11-21T02:15:01Z"} if replied else {}),
+    }
     return new_code_cell(source, id=name, outputs=list(outputs), metadata={"execution": stamps} if ran else {})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+from itertools import pairwise
 
 import nbformat
 import pytest
@@ -31,25 +32,33 @@ from tests.render.samples import (
     uid,
 )
 
-CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; form-action 'none'; base-uri 'none'"
+CSP = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; form-action 'none'; base-uri 'none'"
+)
 
 
 def page(node, run, **more) -> BeautifulSoup:
+    """Return the parsed report of a run."""
     return BeautifulSoup(render_report(node, run, **more), "html.parser")
 
 
 def said(tag) -> str:
+    """Return what a part of the page says, on one line."""
     return " ".join(tag.get_text(" ").split())
 
 
 def executed(*cells):
+    """Return a notebook with a diagnosis."""
     return notebook(text("diagnosis-head", "## Diagnosis\n\nHealthy: every node answers."), *cells)
 
 
 @pytest.fixture(scope="module")
 def critical() -> BeautifulSoup:
     """A dry run with nine findings, a plan and a picture."""
-    findings = [*(finding(number) for number in range(6)), *(finding(number, "attention", "retry-loop") for number in range(6, 9))]
+    findings = [
+        *(finding(number) for number in range(6)),
+        *(finding(number, "attention", "retry-loop") for number in range(6, 9)),
+    ]
     proposed = plan(*(action(number) for number in range(6)))
     seen = snapshot(unacked=tuple(message(number, age_s=9000.0 + number) for number in range(6)))
     node = executed(
@@ -82,7 +91,7 @@ def test_findings_that_mean_the_same_are_said_once(critical):
     first = critical.select_one("#findings .group")
 
     assert said(first.caption) == "✕ critical A message was delivered, and no live node holds it. 6 Restore it."
-    assert [said(each) for each in first.select(".code-text")] == [uid(number) for number in range(6)] or len(first.select("tbody tr")) == 6
+    assert {said(each) for each in first.select(".code-text")} == {uid(number) for number in range(6)}
     assert "age 3 h" in said(first)
 
 
@@ -139,7 +148,7 @@ def test_headings_are_never_skipped(critical):
     levels = [int(each.name[1]) for each in critical.find_all(re.compile("^h[1-6]$"))]
 
     assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 def test_the_policy_stands_first(critical):
@@ -165,13 +174,16 @@ def test_code_is_folded_and_nothing_is_hidden(critical):
 
 
 def test_an_applied_run_says_what_was_done_what_remains_and_what_is_gone():
-    """The order of reading after a change: deeds, then what is left, then what it solved; a new finding is called new."""
+    """The order of reading after a change: deeds, then what is left, then what it solved; a new one is called so."""
     proposed = plan(action(1), action(2))
     run = record(
         findings=[finding(1), finding(2)],
         remaining=[finding(2), finding(3)],
         proposed=proposed,
-        outcomes=[outcome(proposed.actions[0]), outcome(proposed.actions[1], Status.SKIPPED, "Acknowledged meanwhile.")],
+        outcomes=[
+            outcome(proposed.actions[0]),
+            outcome(proposed.actions[1], Status.SKIPPED, "Acknowledged meanwhile."),
+        ],
         dry_run=False,
         verdict="critical",
     )
@@ -202,7 +214,9 @@ def test_a_healthy_run_is_called_healthy_by_its_verdict_alone():
 def test_what_was_not_seen_stands_above_the_findings():
     """A partial view is said before what was found in it."""
     silent = {"place": "workers", "seen": 2, "silent": 1, "note": "shop@worker-2 did not answer."}
-    report = page(executed(), record(coverage=[silent], verdict="unknown", findings=[finding(0, "unknown", "worker-silent")]))
+    report = page(
+        executed(), record(coverage=[silent], verdict="unknown", findings=[finding(0, "unknown", "worker-silent")])
+    )
 
     notice, findings = report.select_one(".notice-unknown"), report.select_one("#findings")
     assert "workers : 1 of 3 not seen. shop@worker-2 did not answer." in said(notice)
@@ -211,8 +225,12 @@ def test_what_was_not_seen_stands_above_the_findings():
 
 
 def failed_notebook():
+    """Return a notebook that was stopped by an error in its plan."""
     error = new_output(
-        "error", ename="PlanTooLarge", evalue="The plan has 61 actions.\nRead them.", traceback=["PlanTooLarge: …", "Hint: Read them."]
+        "error",
+        ename="PlanTooLarge",
+        evalue="The plan has 61 actions.\nRead them.",
+        traceback=["PlanTooLarge: …", "Hint: Read them."],
     )
     return executed(
         code("facts"),
@@ -250,7 +268,9 @@ def test_a_run_without_a_record_is_failed_and_claims_nothing():
     assert "No findings" not in said(report)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"{\"cells\": 3}", b"\xff\xfe", b"{\"nbformat\": 4, \"nbformat_minor\": 5}"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"[]", b'{"cells": 3}', b"\xff\xfe", b'{"nbformat": 4, "nbformat_minor": 5}']
+)
 def test_a_missing_or_broken_notebook_still_makes_a_report(tmp_path, content):
     """The record alone fills the page."""
     path = tmp_path / "runbook.ipynb"
@@ -283,14 +303,20 @@ def test_a_record_of_another_version_still_makes_a_report():
 
 
 def test_the_states_of_cells_come_from_the_stamps():
-    """papermill calls a cut-off cell completed; nbclient's stamps tell what truly happened."""
+    """Papermill calls a cut-off cell completed; nbclient's stamps tell what truly happened."""
     error = new_output("error", ename="E", evalue="", traceback=[])
     expected = code("expected", "1/0", error)
     expected.metadata["tags"] = ["raises-exception"]
     skipped = code("skipped", ran=False)
     skipped.metadata["tags"] = ["skip-execution"]
     node = notebook(
-        code("done"), code("failed", "1/0", error), code("cut", replied=False), code("never", ran=False), code("empty", "", ran=False), expected, skipped
+        code("done"),
+        code("failed", "1/0", error),
+        code("cut", replied=False),
+        code("never", ran=False),
+        code("empty", "", ran=False),
+        expected,
+        skipped,
     )
 
     assert cell_states(node) == [
@@ -313,14 +339,20 @@ def test_states_that_the_runner_knows_better_are_taken():
 
 def test_parameters_are_a_table_and_their_cells_are_gone():
     """Given values, defaults and meanings are told apart; papermill's own cells and banner are not shown."""
-    declared = (Parameter(name="stuck_after", type="str", default="3h", help="How long."), Parameter(name="queue", type="str", default="", help="Which."))
+    declared = (
+        Parameter(name="stuck_after", type="str", default="3h", help="How long."),
+        Parameter(name="queue", type="str", default="", help="Which."),
+    )
     cells = [code("p", "stuck_after = 'DEFAULT'"), code("i", "stuck_after = 'INJECTED'"), text("b", "BANNER")]
     for cell, tag in zip(cells, ["parameters", "injected-parameters", "papermill-error-cell-tag"], strict=True):
         cell.metadata["tags"] = [tag]
 
     report = page(executed(*cells), record(parameters={"stuck_after": "1h"}), declared=declared)
 
-    assert [said(row) for row in report.select("#parameters tbody tr")] == ["stuck_after 1h given How long.", "queue (empty) default Which."]
+    assert [said(row) for row in report.select("#parameters tbody tr")] == [
+        "stuck_after 1h given How long.",
+        "queue (empty) default Which.",
+    ]
     assert not re.search("DEFAULT|INJECTED|BANNER", str(report))
 
 
@@ -355,12 +387,12 @@ def test_many_findings_are_counted_folded_and_bounded():
 
 def test_an_endless_output_is_cut():
     """A megabyte of prints does not make a report of a megabyte."""
-    node = executed(code("facts", "", new_output("stream", name="stdout", text="x" * 1_000_000)))
+    node = executed(code("facts", "", new_output("stream", name="stdout", text="a line of prints\n" * 50_000)))
 
     html = render_report(node, record())
 
     assert len(html) < 100_000
-    assert "960,000 characters are left out here" in html
+    assert "810,000 characters are left out here" in html
 
 
 def test_coverage_that_is_whole_is_one_sentence():
@@ -368,29 +400,41 @@ def test_coverage_that_is_whole_is_one_sentence():
     whole = record(coverage=[{"place": "workers", "seen": 2, "silent": 0, "note": ""}])
     noted = record(coverage=[{"place": "workers", "seen": 2, "silent": 0, "note": "Asked once."}])
 
-    assert said(page(None, whole).select_one("#coverage .ops-empty")) == "Everything that was asked answered: workers 2."
+    assert (
+        said(page(None, whole).select_one("#coverage .ops-empty")) == "Everything that was asked answered: workers 2."
+    )
     assert "Asked once." in said(page(None, noted).select_one("#coverage table"))
 
 
 def test_colours_are_readable_in_both_themes():
     """Every text has the contrast that WCAG AA asks for: 4.5 to 1."""
     style = (TEMPLATES / "report.css").read_text()
-    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in style.split("prefers-color-scheme: dark")[:2])
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in style.split("prefers-color-scheme: dark")[:2]
+    )
 
     for theme in (light, {**light, **dark}):
         for word in ("critical", "attention", "unknown", "healthy", "failed"):
             assert contrast("#ffffff", theme[f"{word}-solid"]) >= 4.5
-            assert all(contrast(theme[f"{word}-ink"], theme[ground]) >= 4.5 for ground in ("page", "sheet", f"{word}-tint"))
-        assert all(contrast(theme[each], theme[ground]) >= 4.5 for each in ("ink", "quiet", "link") for ground in ("page", "sheet", "code"))
+            assert all(
+                contrast(theme[f"{word}-ink"], theme[ground]) >= 4.5 for ground in ("page", "sheet", f"{word}-tint")
+            )
+        assert all(
+            contrast(theme[each], theme[ground]) >= 4.5
+            for each in ("ink", "quiet", "link")
+            for ground in ("page", "sheet", "code")
+        )
         assert all(contrast(theme["quiet"], theme[f"{word}-tint"]) >= 4.5 for word in ("critical", "unknown"))
 
 
 def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours as WCAG counts it."""
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
 def luminance(colour: str) -> float:
+    """Return how bright a colour is, as WCAG counts it."""
     red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -405,4 +449,6 @@ def test_a_snapshot_with_coverage_shows_it_in_the_notebook_too():
     """The notebook's own tables stand in the page as they were displayed."""
     seen = snapshot(coverage=(Coverage(place="results", seen=0, silent=3, note="No permission."),))
 
-    assert "No permission." in said(page(executed(code("facts", "show(before)", *displayed(seen))), record()).select_one("#notebook"))
+    assert "No permission." in said(
+        page(executed(code("facts", "show(before)", *displayed(seen))), record()).select_one("#notebook")
+    )

@@ -17,10 +17,12 @@ from tests.render.samples import TAKEN_AT, action, finding, held, message, node,
 
 
 def soup(table: Table) -> BeautifulSoup:
+    """Return a table as it is parsed."""
     return BeautifulSoup(table.html(), "html.parser")
 
 
 def column(table: Table, title: str) -> list[object]:
+    """Return one column as text."""
     at = [each.title for each in table.columns].index(title)
     return [str(row[at]) for row in table.rows]
 
@@ -109,9 +111,9 @@ def test_busy_slots_count_the_running_tasks_of_a_node():
     assert column(table, "Busy") == ["2 of 4"]
 
 
-def test_silent_nodes_stand_first():
+def test_nodes_that_do_not_answer_stand_first():
     """What is missing is read before what is there."""
-    assert column(tables.nodes([node("a"), node("z", answered=False)]), "Answer") == ["silent", "answered"]
+    assert column(tables.nodes([node("a"), node("z", answered=False)]), "Answer") == ["no answer", "answered"]
 
 
 def test_partly_seen_places_stand_first():
@@ -131,7 +133,9 @@ def test_a_comparison_tells_gone_remaining_and_new_apart():
 def test_outcomes_of_a_record_find_their_action_by_number():
     """A record keeps numbers; the table shows the task, and what failed stands first."""
     proposed = plan(action(1), action(2))
-    run = record(proposed=proposed, outcomes=[outcome(proposed.actions[0]), outcome(proposed.actions[1], Status.FAILED, "No.")])
+    run = record(
+        proposed=proposed, outcomes=[outcome(proposed.actions[0]), outcome(proposed.actions[1], Status.FAILED, "No.")]
+    )
 
     table = tables.outcomes(run.outcomes, words.actions_of(run))
 
@@ -141,7 +145,10 @@ def test_outcomes_of_a_record_find_their_action_by_number():
 
 def test_waiting_messages_stand_in_the_order_of_service():
     """Priority first, then the position in the list."""
-    fields = {name: getattr(message(), name) for name in ("eta_at", "expires_at", "sha256", "size_bytes", "retries", "delivery_tag")}
+    fields = {
+        name: getattr(message(), name)
+        for name in ("eta_at", "expires_at", "sha256", "size_bytes", "retries", "delivery_tag")
+    }
     rows = [
         WaitingMessage(task_id=str(at), task="t", queue="q", key="q", priority=priority, position=position, **fields)
         for at, (priority, position) in enumerate([(3, 0), (0, 5), (0, 1)])
@@ -178,7 +185,7 @@ def test_wide_characters_keep_the_columns_straight():
         (0.5, "0.5"),
         ("a\nb\r\nc", "a b c"),
         ("\x1b[31mred", "\\x1b[31mred"),
-        ("\u202eevil", "\\x202eevil"),
+        ("\u202eevil", "\\u202eevil"),
         ("\ud800", "\\ud800"),
         pytest.param(10**5000, "a number of more than 4,300 digits", id="huge"),
         ({"a": 1}, '{"a": 1}'),
@@ -218,7 +225,9 @@ def test_evidence_reads_by_the_unit_in_its_name():
     """Seconds are spelled, bytes are sized, instants are dated, lists are joined."""
     facts = {"age_s": 11520, "size_bytes": 2**20, "eta_at": samples.NOW, "nodes": ["a", "b"], "retries": 3}
 
-    assert words.evidence(facts) == "age 3 h 12 min · size 1.0 MiB · eta 2026-11-21 02:15:00 UTC · nodes a, b · retries 3"
+    assert (
+        words.evidence(facts) == "age 3 h 12 min · size 1.0 MiB · eta 2026-11-21 02:15:00 UTC · nodes a, b · retries 3"
+    )
 
 
 def test_a_run_that_died_while_applying_does_not_claim_that_nothing_changed():
@@ -231,7 +240,9 @@ def test_a_run_that_died_while_applying_does_not_claim_that_nothing_changed():
 
 def test_show_prints_where_there_is_no_notebook(capsys):
     """In a script, things are text on stdout; a snapshot shows what it did not see."""
-    tables.show(snapshot(coverage=(Coverage(place="workers", seen=1, silent=2),)), [finding()], plan(action()), record())
+    tables.show(
+        snapshot(coverage=(Coverage(place="workers", seen=1, silent=2),)), [finding()], plan(action()), record()
+    )
 
     said = capsys.readouterr().out
     assert "Redis 7.2.4" in said
@@ -256,7 +267,7 @@ def test_show_compares_before_and_after(capsys):
     assert "✓ gone" in capsys.readouterr().out
 
 
-def test_observers_see_every_list_of_findings_first(monkeypatch, capsys):
+def test_observers_see_every_list_of_findings_first(monkeypatch):
     """Whoever keeps findings gets them before they are displayed, empty ones too, and nothing else."""
     seen: list[object] = []
     monkeypatch.setattr(tables, "observers", [seen.append])
@@ -283,8 +294,15 @@ def test_an_old_locale_gets_question_marks_and_no_error():
 
 def test_tables_cost_no_pandas_matplotlib_or_ipython():
     """A kernel that only shows tables imports none of the three."""
-    script = "import sys, opslib.render.tables; print({'pandas', 'matplotlib', 'IPython', 'nbconvert', 'bs4', 'rich'} & set(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=True)
+    heavy = "{'pandas', 'matplotlib', 'IPython', 'bs4', 'rich'}"
+    script = f"import sys, opslib.render.tables; print({heavy} & set(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
     assert run.stdout.strip() == "set()"
 
@@ -295,3 +313,33 @@ def test_a_cell_with_a_note_has_two_lines():
 
     assert table.text(80).splitlines()[-2:] == ["shop.charge", "id-1"]
     assert "<small>id-1</small>" in table.html()
+
+
+def test_a_dry_run_s_outcomes_are_one_sentence():
+    """Nine times "skipped: dry run" says no more than once."""
+    outcomes = [outcome(action(number), Status.SKIPPED, "Dry run. Would go back.") for number in range(9)]
+
+    assert str(tables.outcomes(outcomes)).endswith("Dry run: none of the 9 planned actions was carried out.")
+    assert len(tables.outcomes([*outcomes, outcome(action(9))]).rows) == 10
+
+
+def test_a_figure_is_shown_as_a_picture_of_the_report_s_kind():
+    """Whoever draws with matplotlib gets the same SVG, without a date in it."""
+    from matplotlib.figure import Figure
+
+    (chart,) = tables.views(Figure(figsize=(2, 1)))
+
+    assert chart.svg.startswith("<?xml")
+    assert chart.alt == "A picture without a description."
+
+
+def test_in_a_notebook_a_thing_is_displayed_and_not_printed(monkeypatch, capsys):
+    """Under IPython a table goes through display, with HTML and text."""
+    displayed: list[object] = []
+    monkeypatch.setattr("IPython.get_ipython", object)
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+
+    tables.show(plan(action()))
+
+    assert [type(each) for each in displayed] == [Table]
+    assert capsys.readouterr().out == ""

@@ -4,5 +4,5 @@
 local held = redis.call('GET', KEYS[1])
 if not held or cjson.decode(held).token ~= ARGV[1] then return 0 end
 
-if ARGV[2] == '0' then redis.call('DEL', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if ARGV[2] == '0' then redis.call('UNLINK', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 1

@@ -24,7 +24,7 @@ for at = FIRST, #ARGV, FIELDS do
   items[#items + 1] = {
     source = KEYS[tonumber(ARGV[at])], index = KEYS[tonumber(ARGV[at + 1])], tag = ARGV[at + 2], score = ARGV[at + 3],
     seen = ARGV[at + 4], destination = KEYS[tonumber(ARGV[at + 5])],
-    push = ARGV[at + 6] == 'next' and 'RPUSH' or 'LPUSH', drop = ARGV[at + 6] == 'next' and 'RPOP' or 'LPOP',
+    push = ARGV[at + 6] == 'next' and 'RPUSH' or 'LPUSH',
     written = ARGV[at + 7] ~= '' and ARGV[at + 7] or ARGV[at + 4], field = ARGV[at + 8], note = ARGV[at + 9],
   }
 end
@@ -48,6 +48,10 @@ for _, pair in ipairs(typed) do
   if not is(pair[1], pair[2]) then return {'WRONGTYPE', pair[1]} end
 end
 
+local writable = allowed('HSET', JOURNAL, ARGV[2], 'intent') and allowed('HSET', NOTES, 'field', 'note')
+  and allowed('XADD', AUDIT, 'MAXLEN', '~', ARGV[5], '*', 'line', ARGV[4]) and allowed('PEXPIRE', LOCK, ARGV[3])
+if not writable then return {'NOPERM', JOURNAL} end
+
 local letters = {}
 for n, item in ipairs(items) do
   local removable
@@ -66,21 +70,27 @@ for n, item in ipairs(items) do
   if not removable or not allowed(item.push, item.destination, item.written) then return {'NOPERM', item.source} end
 end
 
+local function there(item)
+  if item.index then return redis.call('HEXISTS', item.source, item.tag) == 1 end
+  return redis.call('LPOS', item.source, item.seen, 'RANK', '-1')
+end
+
 redis.call('HSET', JOURNAL, ARGV[2], 'intent')
+local taken = {}
 for n, item in ipairs(items) do
+  local same = table.concat({item.source, item.tag, item.seen}, '\0')
+  if not letters[n] and taken[same] and not there(item) then letters[n] = 'G' end -- an equal item took the only copy
   if not letters[n] then
+    taken[same] = true
     if item.field ~= '' then redis.call('HSET', NOTES, item.field, item.note) end
     redis.call(item.push, item.destination, item.written)
     if item.index then
       redis.call('HDEL', item.source, item.tag)
       redis.call('ZREM', item.index, item.tag)
-      letters[n] = 'A'
-    elseif redis.call('LREM', item.source, '-1', item.seen) == 1 then
-      letters[n] = 'A'
-    else -- an equal item of this batch took the only copy
-      redis.call(item.drop, item.destination)
-      letters[n] = 'G'
+    else
+      redis.call('LREM', item.source, '-1', item.seen)
     end
+    letters[n] = 'A'
   end
 end
 
