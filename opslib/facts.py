@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 UNKNOWN_TASK = "(unknown)"
+#: Result states after which Celery writes no other.
+FINAL_STATES = frozenset({"SUCCESS", "FAILURE", "REVOKED", "REJECTED"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""A folder → a small real system for tests: an embedded server, one prefork worker, tasks done and tasks orphaned."""
+"""A folder → a small real system in it: a server, a worker with its work done, and messages of processes that died."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-from celery import Celery
 from redis import Redis
 
-from opslib.demo import faults, processes, server
-from opslib.demo.processes import Child
-from opslib.demo.server import Server
-from opslib.keys import OWN, Keyspace
+from opslib.demo import processes, server
+from opslib.symptoms.orphans import ORPHAN_MARGIN_S
+from tests.support.waiting import until
+from tests.support.workers import DEADLINE_S, Deployment, deployment
 
 NODE = "steady@shop"
-KEYS = Keyspace()
 #: What live clients of kombu write by themselves: whose turn it is to sweep, and how long their routes count.
 _RESTLESS = (b"unacked_mutex", b"_kombu.binding_deadlines")
-#: Generous, for a machine that does other things too; nobody waits for it who need not.
-DEADLINE_S = 60.0
+_NUMBERS = count(1)
 
 #: Takes one message as any consumer of kombu's does, and dies with it.
 _DOOMED = """
@@ -37,72 +32,28 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shop:
-    """
-    A running small system; its worker consumes `celery`, and the queue of every orphan.
-
-    Attributes:
-        app: A producer.
-    """
-
-    server: Server
-    worker: Child
-    app: Celery
-    redis: Redis
-    _queues: Iterator[str] = field(default_factory=lambda: (f"parcels-{n}" for n in count(1)))
-
-    @property
-    def url(self) -> str:
-        """The broker's URL, with its password."""
-        return self.server.url
-
-    def send(self, task: str, *args: object, queue: str = "celery", **options: Any) -> str:
-        """Publish a task and return its id."""
-        return str(self.app.send_task(f"shop.{task}", args, queue=queue, **options).id)
-
-    def orphan(self) -> str:
-        """Have a message delivered to a process that is killed with it; the worker could do it, were it put back."""
-        queue = next(self._queues)
-        task_id = self.send("render_report", "2026-11", queue=queue)
-        doomed = subprocess.run(
-            [sys.executable, "-c", _DOOMED, self.url, queue], env=processes.environment(), check=False
-        )
-        assert doomed.returncode == -9
-        wait_until(lambda: self._told("add_consumer", queue), f"{NODE} consumes {queue}")
-        assert task_id in faults.unacked(self.redis)
-        return task_id
-
-    def state(self, task_id: str) -> str:
-        """Return the state of a stored result; empty if there is none."""
-        return faults.state(self.redis, task_id)
-
-    def contents(self) -> dict[bytes, object]:
-        """Return all that is in the database, but what its live worker touches all the time."""
-        return contents(self.redis)
-
-    def _told(self, order: str, queue: str) -> bool:
-        replies = getattr(self.app.control, order)(queue, destination=[NODE], reply=True, timeout=1)
-        return any("ok" in reply.get(NODE, {}) for reply in replies or [])
-
-
 @contextmanager
-def open_shop(folder: Path) -> Iterator[Shop]:
-    """Start a small system in an existing folder, with three tasks done; end it with the block."""
-    with server.start(folder) as running, running.client() as client:
-        # Without acknowledgements of its own: emulating them would give back what other clients hold.
-        options = {"ack_emulation": False}
-        app = Celery("tests", broker=running.url, backend=running.url, broker_transport_options=options)
-        worker = _worker(folder, running.url)
-        try:
-            shop = Shop(server=running, worker=worker, app=app, redis=client)
-            done = [shop.send("send_receipt", order) for order in (1, 2, 3)]
-            wait_until(lambda: all(shop.state(each) == "SUCCESS" for each in done), f"{NODE} works")
-            wait_until(lambda: not client.hlen(KEYS.unacked), f"{NODE} has acknowledged its work")
-            yield shop
-        finally:
-            worker.end()
-            app.close()
+def open_shop(folder: Path) -> Iterator[Deployment]:
+    """Start a server and a node with two processes in an existing folder, and have three tasks done."""
+    with server.start(folder) as running, deployment(running, folder) as shop:
+        shop.worker(name=NODE, concurrency=2)
+        shop.until_done(*(shop.send("ok") for _ in range(3)))
+        until(lambda: not shop.unacked(), DEADLINE_S, "the tasks are acknowledged")
+        yield shop
+
+
+def orphan(shop: Deployment, queue: str = "") -> str:
+    """Have a message delivered to a process that is killed with it; without `queue`, the node consumes its queue."""
+    name = queue or f"parcels-{next(_NUMBERS)}"
+    task_id = shop.send("ok", queue=name)
+    command = [sys.executable, "-c", _DOOMED, shop.server.url, name]
+    assert subprocess.run(command, env=processes.environment(), check=False).returncode == -9
+    shop.until_unacked(task_id)
+    if not queue:
+        until(lambda: _told(shop, "add_consumer", name), DEADLINE_S, f"{NODE} consumes {name}")
+    (_, delivered_at), *_ = shop.redis.zrange("unacked_index", 0, 0, desc=True, withscores=True)
+    until(lambda: time.time() - delivered_at > ORPHAN_MARGIN_S, DEADLINE_S, "it is too old to be on its way")
+    return task_id
 
 
 def contents(redis: Redis) -> dict[bytes, object]:
@@ -119,24 +70,6 @@ def contents(redis: Redis) -> dict[bytes, object]:
     return {key: readers[kind](key) for key, kind in sorted(found.items()) if kind in readers}
 
 
-def own_keys(redis: Redis) -> list[bytes]:
-    """Return the keys that this tool wrote."""
-    return sorted(redis.scan_iter(match=f"*{OWN}*"))
-
-
-def wait_until(condition: Callable[[], object], what: str, *, within_s: float = DEADLINE_S) -> None:
-    """Wait for a condition; fail with `what` was waited for."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {within_s:g} s in vain until {what}"
-        time.sleep(0.02)
-
-
-def _worker(folder: Path, url: str) -> Child:
-    command = f"-m celery -A opslib.demo.app worker -n {NODE} -P prefork -c 2 -Q celery -l WARNING --without-mingle"
-    return processes.spawn(
-        "steady",
-        [sys.executable, *command.split()],
-        folder=folder,
-        env=processes.environment(DEMO_BROKER_URL=url, DEMO_CLIENT_NAME=NODE),
-    )
+def _told(shop: Deployment, order: str, queue: str) -> bool:
+    replies = getattr(shop.app.control, order)(queue, destination=[NODE], reply=True, timeout=1)
+    return any("ok" in reply.get(NODE, {}) for reply in replies or [])

@@ -202,7 +202,7 @@ def _look(
             server_coverage,
             keys_coverage,
             workers_coverage,
-            queues.coverage(scan.total, scan.unread, strange, not_queues),
+            queues.coverage(scan.total, scan.unread, strange, not_queues, unlisted=scan.unlisted),
             unacked_coverage,
             results_coverage,
         ),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WINDOW_BYTES = 256 * 1024
 _MOST_PER_WINDOW = 2_000
 #: Rows kept for each question; the counts beside them are of all messages.
-_KEEP = 200
+_KEEP = 1_000
 _KEEP_WATCHED = 5_000
 _TASK_NAMES = 1_000
 _BUCKETS = 256
@@ -74,6 +74,11 @@ class Scan:
     def total(self) -> int:
         """Messages read, over all queues."""
         return sum(self.read.values())
+
+    @property
+    def unlisted(self) -> int:
+        """Unreadable messages beyond those that got a row."""
+        return self.unreadable_count - len(self.unreadable)
 
     @property
     def kept(self) -> list[WaitingMessage]:
@@ -281,11 +286,15 @@ def depths(listings: Iterable[Listing]) -> Counter[str]:
     return total
 
 
-def coverage(read: int, unread: int, strange: Mapping[str, str], not_queues: Sequence[str]) -> Coverage:
+def coverage(
+    read: int, unread: int, strange: Mapping[str, str], not_queues: Sequence[str], *, unlisted: int = 0
+) -> Coverage:
     """Say how many of the waiting messages were read, and which keys were left alone."""
     notes = []
     if unread:
         notes.append(f"{unread:,} messages were not read; max_messages allows no more.")
+    if unlisted:
+        notes.append(f"{unlisted:,} more cannot be decoded than are listed.")
     if strange:
         notes.append("; ".join(f"{key} is a {kind}, not a list" for key, kind in sorted(strange.items())[:5]) + ".")
     if not_queues:

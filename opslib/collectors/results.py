@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from opslib.envelope import digest
-from opslib.facts import Coverage, StoredResult
+from opslib.facts import FINAL_STATES, Coverage, StoredResult
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -23,7 +23,6 @@ _HEAD_BYTES = 96
 _LARGEST_BYTES = 64 * 1024
 _MOST_OPEN = 5_000
 _STATUS = re.compile(rb'^\s*\{\s*"status":\s*"([^"\\]{1,60})"')
-FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED", "REJECTED"})
 UNREADABLE = "(unreadable)"
 _NOT_REDIS = "The result backend is not Redis, so results were not looked at."
 
@@ -67,12 +66,12 @@ def read(broker: Broker, known: Sequence[bytes], *, max_keys: int) -> tuple[list
         for page in _pages(keys):
             for key, state in _heads(client, page):
                 states[state] += 1
-                if state not in FINAL and state != UNREADABLE and len(rows) < _MOST_OPEN:
+                if state not in FINAL_STATES and state != UNREADABLE and len(rows) < _MOST_OPEN:
                     rows += _full(client, [key], broker.keys.result_root)
     except RedisError as error:
         return rows, states, Coverage(place="results", seen=sum(states.values()), silent=1, note=_unread(error))
     opaque = states[UNREADABLE]
-    silent += max(0, sum(n for state, n in states.items() if state not in FINAL) - opaque - _MOST_OPEN)
+    silent += max(0, sum(n for state, n in states.items() if state not in FINAL_STATES) - opaque - _MOST_OPEN)
     notes = [f"{silent:,} keys were not looked at; max_keys allows no more."] if silent else []
     if opaque:
         notes.append(f"{opaque:,} are not plain JSON (compressed, pickled), so their states are not known.")

