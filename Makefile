@@ -20,7 +20,8 @@ BIN       := .venv/bin
 NOTEBOOKS := $(wildcard runbooks/*.ipynb)
 STRIP     := $(BIN)/nbstripout --keep-id --extra-keys \
 	"metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
-PYTEST    := $(BIN)/python -m pytest -q -n 2 --dist loadgroup $(if $(TESTS),-k "$(TESTS)")
+# By file, for a file's tests share their systems: with pytest 9.2, xdist's loadgroup silently ignores the groups.
+PYTEST    := $(BIN)/python -m pytest -q -n 2 --dist loadfile $(if $(TESTS),-k "$(TESTS)")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup runbook list demo-up demo-down lab reports test test-slow bench lint fmt lock clean

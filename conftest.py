@@ -12,17 +12,17 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.shop import Shop, open_shop
+from tests.shop import contents, open_shop, orphan
+from tests.support.workers import Deployment
 
-_SHOP = pytest.StashKey[Shop]()
+_SHOP = pytest.StashKey[Deployment]()
 _BEFORE = pytest.StashKey[dict[bytes, object]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the notebooks, and keep them on one worker of xdist: they share a system."""
+    """Mark the notebooks, so that `-m notebook` chooses them."""
     for item in filter(_is_notebook, items):
         item.add_marker("notebook")
-        item.add_marker(pytest.mark.xdist_group("notebooks"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -31,32 +31,34 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if _is_notebook(item):
         if _SHOP not in item.config.stash:
             item.config.stash[_SHOP] = _start(item.config)
-        item.stash[_BEFORE] = item.config.stash[_SHOP].contents()
+        item.stash[_BEFORE] = contents(item.config.stash[_SHOP].redis)
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Fail a notebook whose defaults changed anything: the same keys with the same bytes have to be there."""
     if _BEFORE in item.stash:
-        after = item.config.stash[_SHOP].contents()
-        assert after == item.stash[_BEFORE], "With its defaults, a notebook has to leave the broker as it was."
+        after = contents(item.config.stash[_SHOP].redis)
+        if after != item.stash[_BEFORE]:
+            names = [name for name in after | item.stash[_BEFORE] if after.get(name) != item.stash[_BEFORE].get(name)]
+            pytest.fail(f"With its defaults, a notebook has to leave the broker as it was; it changed {names}.")
 
 
 def _is_notebook(item: pytest.Item) -> bool:
     return getattr(item, "nbmake", False)
 
 
-def _start(config: pytest.Config) -> Shop:
+def _start(config: pytest.Config) -> Deployment:
     running = ExitStack()
     config.add_cleanup(running.close)
     folder = Path(running.enter_context(TemporaryDirectory(prefix="opslib-notebooks-")))
     shop = running.enter_context(open_shop(folder))
-    shop.orphan()
+    orphan(shop)
     environment = running.enter_context(pytest.MonkeyPatch.context())
     for name in ("OPS_TARGET", "OPS_ENV_FILE", "OPS_RUN", "JUPYTER_PATH"):
         environment.delenv(name, raising=False)
     for name, value in {
-        "OPS_BROKER_URL": shop.url,
-        "OPS_RESULT_BACKEND": shop.url,
+        "OPS_BROKER_URL": shop.server.url,
+        "OPS_RESULT_BACKEND": shop.server.url,
         "OPS_PROJECT": str(folder),  # whatever .env and ops.toml the checkout has
         "OPS_REPORTS": str(folder / "reports"),
         "IPYTHONDIR": str(folder / "ipython"),

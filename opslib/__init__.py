@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     from opslib.collectors import collect
     from opslib.collectors.find import find
     from opslib.records import record
-    from opslib.render import ages, frame, show
+    from opslib.render.charts import ages
+    from opslib.render.display import show
+    from opslib.render.frames import frame
     from opslib.writer import apply
 
 __version__ = "0.1.0"
 __all__ = ["ages", "apply", "collect", "connect", "find", "frame", "record", "show"]
 
 _HOMES = {
-    "ages": "opslib.render",
+    "ages": "opslib.render.charts",
     "apply": "opslib.writer",
     "collect": "opslib.collectors",
     "connect": "opslib.broker",
     "find": "opslib.collectors.find",
-    "frame": "opslib.render",
+    "frame": "opslib.render.frames",
     "record": "opslib.records",
-    "show": "opslib.render",
+    "show": "opslib.render.display",
 }
 
 

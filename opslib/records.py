@@ -43,6 +43,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
 
     run_id: str
     runbook: str = ""
+    target: str = ""
     record: str = ""
     report: str = ""
     operator: str = ""
@@ -170,28 +171,37 @@ def record(
     return result
 
 
-def draft(runbook: str, target: str, findings: Iterable[Finding]) -> None:
-    """Write what is known so far, so that a kernel that dies later has not died in vain."""
+def draft(findings: Iterable[Finding]) -> None:
+    """Write what is known so far, so that a kernel that dies later has not died in vain; only inside a run."""
     ctx = context()
     if ctx.record:
-        rows = list(findings)
         write(
-            RunRecord(
-                run_id=ctx.run_id,
-                runbook=runbook or ctx.runbook,
-                target=target,
-                operator=ctx.operator,
-                reason=ctx.reason,
-                started_at=ctx.started_at,
-                parameters=ctx.parameters,
-                verdict=str(Verdict.FAILED),
-                exit_code=int(Exit.FAILED),
-                findings=_rows(rows),
-                report=ctx.report,
+            unfinished(
+                ctx,
                 error={"type": "Unfinished", "message": "The run ended before its last cell.", "hint": ""},
+                findings=_rows(findings),
             ),
             ctx.record,
         )
+
+
+def unfinished(ctx: RunContext, *, error: dict[str, str], findings: list[dict[str, object]] | None = None) -> RunRecord:
+    """Return the record of a run that has not come to its end, and may never."""
+    return RunRecord(
+        run_id=ctx.run_id,
+        runbook=ctx.runbook,
+        target=ctx.target or os.environ.get("OPS_TARGET", ""),
+        operator=ctx.operator,
+        reason=ctx.reason,
+        started_at=ctx.started_at,
+        parameters=ctx.parameters,
+        dry_run=ctx.parameters.get("dry_run") is not False,
+        verdict=str(Verdict.FAILED),
+        exit_code=int(Exit.FAILED),
+        findings=findings or [],
+        report=ctx.report,
+        error=error,
+    )
 
 
 def _rows(findings: Iterable[Finding]) -> list[dict[str, object]]:

@@ -107,6 +107,7 @@ def run(
     context = RunContext(
         run_id=run_id,
         runbook=runbook.name,
+        target=target,
         record=str(folder / "record.json"),
         report=str((folder / "report.html").relative_to(settings.reports_root())),
         operator=records.operator(),
@@ -119,7 +120,7 @@ def run(
     with _environment(context, target), _sigterm_interrupts():
         problem = _execute(runbook, parameters, folder / _NOTEBOOK, say)
     with _uninterrupted():
-        record = _record(context, target, folder, problem)
+        record = _record(context, folder, problem)
         return RunResult(record=record, folder=folder, report=_archive(runbook, record, folder))
 
 
@@ -271,27 +272,14 @@ def _hooks(runbook: Runbook, say: Say | None) -> dict[str, Any]:
     return {"on_cell_execute": start, "on_cell_executed": end}
 
 
-def _record(context: RunContext, target: str, folder: Path, problem: OpsError | None) -> RunRecord:
+def _record(context: RunContext, folder: Path, problem: OpsError | None) -> RunRecord:
     """Read the record that the kernel wrote; where it says less than happened here, say more."""
     path = folder / "record.json"
     try:
         record = records.read(path)
     except (OSError, msgspec.DecodeError):
-        record = RunRecord(
-            run_id=context.run_id,
-            runbook=context.runbook,
-            target=target or os.environ.get("OPS_TARGET", ""),
-            operator=context.operator,
-            reason=context.reason,
-            started_at=context.started_at,
-            parameters=context.parameters,
-            dry_run=context.parameters.get("dry_run") is not False,
-            verdict=str(Verdict.FAILED),
-            exit_code=int(Exit.FAILED),
-            report=context.report,
-        )
-        problem = problem or errors.RunbookFailed(
-            "The runbook ended without its record: a cell stopped it before the last one."
+        record = records.unfinished(
+            context, error={"type": "NoRecord", "message": "A cell ended the run before its last one.", "hint": ""}
         )
     if record.error and not problem:
         problem = errors.RunbookFailed(record.error["message"])

@@ -144,7 +144,7 @@ def test_a_run_by_hand_writes_nothing_and_keeps_one_run_id(monkeypatch, tmp_path
 
 def test_a_draft_says_that_the_run_did_not_end(path):
     """What was found stands on the disk before the next cell begins; the end of the run replaces it."""
-    records.draft("stuck-tasks", "demo", [finding(1), finding(2, Severity.ATTENTION)])
+    records.draft([finding(1), finding(2, Severity.ATTENTION)])
 
     drafted = records.read(path)
     assert (drafted.verdict, drafted.exit_code) == ("failed", 3)

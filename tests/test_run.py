@@ -274,7 +274,7 @@ class TestBroker:
         result, took_s = looked(protected.url.replace("redis://", "rediss://") if tls else silent)
 
         assert (result.exit_code, result.record.verdict) == (Exit.CANNOT_SEE, "unknown")
-        assert "did not answer within 2 s" in page_of(result)
+        assert "did not answer" in page_of(result)
         assert "TLS" in result.record.error["hint"]
         assert CONNECT_TIMEOUT_S <= took_s < CONNECT_TIMEOUT_S + 1.5
 

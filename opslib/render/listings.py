@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from opslib.render import tables
+from opslib.render import display
 from opslib.render.grid import Column, Line, Table
 
 if TYPE_CHECKING:
@@ -76,5 +76,5 @@ def tasks(rows: Sequence[object], seen: Snapshot) -> list[object]:
     kinds: dict[type, list[object]] = {}
     for row in rows:
         kinds.setdefault(type(row), []).append(row)
-    views = [view for same in kinds.values() for view in tables.views(same, seen.taken_at, held=seen.held)]
+    views = [view for same in kinds.values() for view in display.views(same, seen.taken_at, held=seen.held)]
     return views or [Line(("No such task was seen.",))]

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from opslib import redact
 from opslib.findings import CODES
-from opslib.render import tables, words
+from opslib.render import judged, tables, words
 from opslib.render.grid import Column, Table
 from opslib.render.words import SIGNS, Row
 
@@ -173,7 +173,7 @@ def sections(run: RunRecord) -> list[Section]:
         ]
     else:
         title = "Findings so far" if run.error else "Findings"
-        empty = "The run stopped before it could judge." if run.error else tables.NO_FINDINGS
+        empty = "The run stopped before it could judge." if run.error else judged.NO_FINDINGS
         parts = [_findings(title, _left(run), ("diagnosis",), empty=empty), *_plan(run)]
     return [*parts, *_coverage(run)]
 
@@ -235,11 +235,11 @@ def _findings(
     cells: tuple[str, ...],
     *,
     before: Sequence[Row] | None = None,
-    empty: str = tables.NO_FINDINGS,
+    empty: str = judged.NO_FINDINGS,
 ) -> Section:
     """Return findings by severity and code; those that `before` lacks are called new."""
-    ranked, old = words.worst_first(rows), None if before is None else {tables.key(row) for row in before}
-    marked = [{**row, "new": old is not None and tables.key(row) not in old} for row in ranked]
+    ranked, old = words.worst_first(rows), None if before is None else {judged.key(row) for row in before}
+    marked = [{**row, "new": old is not None and judged.key(row) not in old} for row in ranked]
     return Section(
         id="findings",
         title=title,
@@ -271,8 +271,8 @@ def _finding_item(row: Row, hint: str) -> Item:
 
 
 def _gone(run: RunRecord) -> list[Section]:
-    left = {tables.key(row) for row in run.remaining}
-    gone = [row for row in words.worst_first(run.findings) if tables.key(row) not in left]
+    left = {judged.key(row) for row in run.remaining}
+    gone = [row for row in words.worst_first(run.findings) if judged.key(row) not in left]
     groups = _grouped(gone[:MOST], ("code",), _gone_group)
     return (
         [
@@ -322,7 +322,7 @@ def _action_group(rows: Sequence[Row]) -> Group:
     return Group(
         word=words.shown(first.get("kind"), 40),
         sign="→",
-        title=tables.way(first),
+        title=judged.way(first),
         lead=words.maybe(first.get("effect")),
         items=[_action_item(row, _running(row)) for row in rows],
         note=f"Because: {CODES.get(str(first['why']), words.shown(first['why']))}" if first.get("why") else "",
@@ -343,7 +343,7 @@ def _running(row: Row) -> str:
 
 def _outcomes(run: RunRecord) -> Section:
     rank = {"failed": 0, "skipped": 1, "applied": 2}
-    joined = tables.joined(run.outcomes, words.actions_of(run))
+    joined = judged.joined(run.outcomes, words.actions_of(run))
     flat = [{**action, "status": str(row.get("status")), "outcome": row} for row, action in joined]
     flat.sort(key=lambda row: rank.get(row["status"], 0))
     return Section(
@@ -362,7 +362,7 @@ def _outcome_group(rows: Sequence[Row]) -> Group:
     return Group(
         word=words.shown(first["status"], 20),
         sign=SIGNS.get(first["status"], "?"),
-        title=f"{words.shown(first.get('kind') or 'action', 40)}: {tables.way(first)}",
+        title=f"{words.shown(first.get('kind') or 'action', 40)}: {judged.way(first)}",
         lead="",
         items=[_action_item(row, words.maybe(row["outcome"].get("reason")), _steps(row["outcome"])) for row in rows],
     )

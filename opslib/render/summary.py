@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from opslib.render import tables, words
+from opslib.render import judged, words
 from opslib.render.grid import Column, Line, Table
 from opslib.render.words import Row
 
@@ -30,7 +30,7 @@ def of_run(run: RunRecord, report: str, *, by_make: bool = False) -> tuple[objec
     if left:
         shown.append(_findings(left))
     if run.outcomes and not run.dry_run:
-        shown.append(tables.outcomes(run.outcomes, words.actions_of(run)))
+        shown.append(judged.outcomes(run.outcomes, words.actions_of(run)))
     silent = [row for row in run.coverage if row.get("silent")]
     shown += [Line((f"Not seen: {row.get('place')}: {row.get('note')}",)) for row in silent]
     shown.append(Verdict(run))

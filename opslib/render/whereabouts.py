@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from opslib.durations import spell
-from opslib.render import tables
+from opslib.render import display, tables
 from opslib.render.grid import Line
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def show(seen: Whereabouts) -> list[object]:
     views: list[object] = [Line((f"{task_id}: {sentence(seen, task_id)}",)) for task_id in sorted(seen.ids)]
     for rows in (seen.waiting, seen.unacked, seen.held, seen.results):
         if rows:
-            views += tables.views(rows, seen.taken_at, held=seen.held)
+            views += display.views(rows, seen.taken_at, held=seen.held)
     return [*views, tables.coverage(seen.coverage)]
 
 

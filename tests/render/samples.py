@@ -15,7 +15,7 @@ from opslib.facts import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, Sn
 from opslib.findings import Finding, Severity
 from opslib.plan import Action, Kind, Outcome, Plan, Status, make
 from opslib.records import RunRecord
-from opslib.render import tables, words
+from opslib.render import display, words
 
 TAKEN_AT = datetime(2026, 11, 21, 2, 15, tzinfo=UTC)
 NOW = TAKEN_AT.timestamp()
@@ -189,7 +189,7 @@ def displayed(*things: object) -> list[NotebookNode]:
     """Return the outputs that `show` leaves in a kernel."""
     outputs = []
     for thing in things:
-        for view in tables.views(thing, TAKEN_AT):
+        for view in display.views(thing, TAKEN_AT):
             picture = getattr(view, "_repr_mimebundle_", None)
             html = {"text/html": view._repr_html_()} if hasattr(view, "_repr_html_") else {}
             outputs.append(new_output("display_data", data=picture() if picture else {"text/plain": str(view), **html}))

@@ -336,7 +336,7 @@ def test_a_kernel_that_shows_hostile_data_makes_an_inert_report(tmp_path):
     cells = [
         code(
             "facts",
-            "import json\nfrom opslib.render import ages, show\nfrom tests.render.samples import *\n"
+            "import json\nfrom opslib import ages, show\nfrom tests.render.samples import *\n"
             f"values = json.load(open({str(values)!r}))\n"
             "seen = snapshot(unacked=tuple(message(n, age_s=9000, task=v, queue=v) for n, v in enumerate(values)))\n"
             "show(seen, seen.unacked, [finding(n, task=v, message=v) for n, v in enumerate(values)], record())\n"

@@ -8,9 +8,10 @@ import sys
 import pytest
 from bs4 import BeautifulSoup
 
+from opslib import records
 from opslib.facts import Coverage, QueueInfo, WaitingMessage
 from opslib.plan import Status
-from opslib.render import tables, words
+from opslib.render import display, judged, tables, words
 from opslib.render.grid import Cell, Column, Table, cells
 from tests.render import samples
 from tests.render.samples import TAKEN_AT, action, finding, held, message, node, outcome, plan, record, snapshot
@@ -30,14 +31,14 @@ def column(table: Table, title: str) -> list[object]:
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
-        (tables.findings([]), "No findings in what was seen."),
+        (judged.findings([]), "No findings in what was seen."),
         (tables.waiting(()), "Nothing waits."),
         (tables.unacked(()), "Nothing is unacknowledged."),
         (tables.held(()), "The nodes that answered hold no task."),
         (tables.nodes(()), "No node answered."),
-        (tables.plan(plan()), "Nothing would be done."),
-        (tables.outcomes(()), "Nothing was done."),
-        (tables.comparison([], []), "No findings before, and none after."),
+        (judged.plan(plan()), "Nothing would be done."),
+        (judged.outcomes(()), "Nothing was done."),
+        (judged.comparison([], []), "No findings before, and none after."),
     ],
 )
 def test_an_empty_table_is_a_sentence(table, sentence):
@@ -49,7 +50,7 @@ def test_an_empty_table_is_a_sentence(table, sentence):
 
 def test_no_findings_is_not_called_healthy():
     """Only a verdict may say healthy: an empty list may come from an empty view."""
-    assert "healthy" not in tables.findings([]).html().lower()
+    assert "healthy" not in judged.findings([]).html().lower()
 
 
 @pytest.mark.parametrize(("count", "said"), [(50, None), (51, "1 more"), (1000, "950 more")])
@@ -63,7 +64,7 @@ def test_a_long_table_says_how_many_rows_are_not_shown(count, said):
 
 def test_a_severity_is_a_sign_and_a_word():
     """Colour alone never carries a severity."""
-    cell = soup(tables.findings([finding()])).select_one("td.ops-state")
+    cell = soup(judged.findings([finding()])).select_one("td.ops-state")
 
     assert cell.get_text(" ", strip=True) == "✕ critical"
     assert cell.select_one("[aria-hidden=true]").text == "✕"
@@ -73,7 +74,7 @@ def test_findings_stand_worst_first_and_unknown_above_attention():
     """What could not be judged may be worse than what only needs attention."""
     rows = [finding(1, "attention"), finding(2, "unknown"), finding(3, "critical")]
 
-    assert column(tables.findings(rows), "Severity") == ["critical", "unknown", "attention"]
+    assert column(judged.findings(rows), "Severity") == ["critical", "unknown", "attention"]
 
 
 def test_numbers_are_aligned_to_the_right_and_columns_have_a_scope():
@@ -86,8 +87,8 @@ def test_numbers_are_aligned_to_the_right_and_columns_have_a_scope():
 
 def test_an_id_is_shown_whole():
     """Ids are there to be copied."""
-    assert samples.uid(0) in tables.findings([finding(0)]).html()
-    assert samples.uid(0) in tables.findings([finding(0)]).text(60)
+    assert samples.uid(0) in judged.findings([finding(0)]).html()
+    assert samples.uid(0) in judged.findings([finding(0)]).text(60)
 
 
 def test_ages_are_counted_from_the_snapshot_and_not_from_the_clock():
@@ -125,7 +126,7 @@ def test_partly_seen_places_stand_first():
 
 def test_a_comparison_tells_gone_remaining_and_new_apart():
     """A finding is the same one if its code and its subject are."""
-    table = tables.comparison([finding(1), finding(2)], [finding(2), finding(3)])
+    table = judged.comparison([finding(1), finding(2)], [finding(2), finding(3)])
 
     assert column(table, "Now") == ["new", "remains", "gone"]
 
@@ -137,7 +138,7 @@ def test_outcomes_of_a_record_find_their_action_by_number():
         proposed=proposed, outcomes=[outcome(proposed.actions[0]), outcome(proposed.actions[1], Status.FAILED, "No.")]
     )
 
-    table = tables.outcomes(run.outcomes, words.actions_of(run))
+    table = judged.outcomes(run.outcomes, words.actions_of(run))
 
     assert column(table, "Outcome") == ["failed", "applied"]
     assert samples.uid(2) in str(table)
@@ -240,7 +241,7 @@ def test_a_run_that_died_while_applying_does_not_claim_that_nothing_changed():
 
 def test_show_prints_where_there_is_no_notebook(capsys):
     """In a script, things are text on stdout; a snapshot shows what it did not see."""
-    tables.show(
+    display.show(
         snapshot(coverage=(Coverage(place="workers", seen=1, silent=2),)), [finding()], plan(action()), record()
     )
 
@@ -254,32 +255,33 @@ def test_show_prints_where_there_is_no_notebook(capsys):
 
 def test_show_of_an_empty_list_means_findings(capsys):
     """Only findings come as lists; an empty tuple makes no claim about findings."""
-    tables.show([])
-    tables.show(())
+    display.show([])
+    display.show(())
 
     assert capsys.readouterr().out == "Findings: No findings in what was seen.\n\nNothing of this kind was seen.\n\n"
 
 
 def test_show_compares_before_and_after(capsys):
     """What was given as before and after becomes one table."""
-    tables.show([], compare=([finding(1)], []))
+    display.show([], compare=([finding(1)], []))
 
     assert "✓ gone" in capsys.readouterr().out
 
 
-def test_observers_see_every_list_of_findings_first(monkeypatch):
-    """Whoever keeps findings gets them before they are displayed, empty ones too, and nothing else."""
-    seen: list[object] = []
-    monkeypatch.setattr(tables, "observers", [seen.append])
+def test_findings_are_drafted_before_they_are_displayed(monkeypatch):
+    """What a reader was shown survives a kernel that dies later: empty lists of findings too, and nothing else."""
+    seen: list[list[object]] = []
+    monkeypatch.setattr(records, "draft", seen.append)
 
-    tables.show([finding()], [], plan(action()), (outcome(action()),), ())
+    display.show([finding()], [], plan(action()), (outcome(action()),), ())
 
     assert [len(each) for each in seen] == [1, 0]
 
 
 def test_an_old_locale_gets_question_marks_and_no_error():
     """A terminal without Unicode shows the table all the same."""
-    script = "from opslib.render.tables import findings, show; show([])\nimport sys; show(findings([]))"
+    imports = "from opslib.render.display import show; from opslib.render.judged import findings"
+    script = f"{imports}; show([]); show(findings([]))"
     run = subprocess.run(
         [sys.executable, "-c", f"{script}; show((lambda: '✕')())"],
         env={"PYTHONPATH": ":".join(sys.path), "PYTHONIOENCODING": "ascii", "PATH": ""},
@@ -319,15 +321,15 @@ def test_a_dry_run_s_outcomes_are_one_sentence():
     """Nine times "skipped: dry run" says no more than once."""
     outcomes = [outcome(action(number), Status.SKIPPED, "Dry run. Would go back.") for number in range(9)]
 
-    assert str(tables.outcomes(outcomes)).endswith("Dry run: none of the 9 planned actions was carried out.")
-    assert len(tables.outcomes([*outcomes, outcome(action(9))]).rows) == 10
+    assert str(judged.outcomes(outcomes)).endswith("Dry run: none of the 9 planned actions was carried out.")
+    assert len(judged.outcomes([*outcomes, outcome(action(9))]).rows) == 10
 
 
 def test_a_figure_is_shown_as_a_picture_of_the_report_s_kind():
     """Whoever draws with matplotlib gets the same SVG, without a date in it."""
     from matplotlib.figure import Figure
 
-    (chart,) = tables.views(Figure(figsize=(2, 1)))
+    (chart,) = display.views(Figure(figsize=(2, 1)))
 
     assert chart.svg.startswith("<?xml")
     assert chart.alt == "A picture without a description."
@@ -339,7 +341,7 @@ def test_in_a_notebook_a_thing_is_displayed_and_not_printed(monkeypatch, capsys)
     monkeypatch.setattr("IPython.get_ipython", object)
     monkeypatch.setattr("IPython.display.display", displayed.append)
 
-    tables.show(plan(action()))
+    display.show(plan(action()))
 
     assert [type(each) for each in displayed] == [Table]
     assert capsys.readouterr().out == ""

@@ -154,6 +154,7 @@ class Deployment:
 @contextmanager
 def deployment(server: Server, folder: Path) -> Iterator[Deployment]:
     """Return a server without workers yet; those that are started on it end with the block."""
+    processes.adopt_orphans()  # the pool of a node that is killed: otherwise nobody here could wait for its end
     with ExitStack() as running, server.client() as redis:
         app = Celery("producer", broker=server.url, backend=server.url)
         app.conf.broker_transport_options = {"ack_emulation": False}
