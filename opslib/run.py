@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -158,6 +159,8 @@ def _execute(runbook: Runbook, parameters: Mapping[str, Value], output: Path, sa
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     from opslib.kernel import started
 
+    # Whoever interrupts a run leaves a cell that nobody waits for, and asyncio would log its traceback.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         with started(runbook.path.parent) as kernel:
             return _execute_in(kernel, runbook, parameters, output, say)
@@ -279,7 +282,12 @@ def _record(context: RunContext, folder: Path, problem: OpsError | None) -> RunR
         record = records.read(path)
     except (OSError, msgspec.DecodeError):
         record = records.unfinished(
-            context, error={"type": "NoRecord", "message": "A cell ended the run before its last one.", "hint": ""}
+            context,
+            error={
+                "type": "NoRecord",
+                "message": "The runbook ended without its record: a cell stopped it before the last one.",
+                "hint": "",
+            },
         )
     if record.error and not problem:
         problem = errors.RunbookFailed(record.error["message"])

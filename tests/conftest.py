@@ -60,7 +60,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A server of the module's own, for the workers that its tests share; name its xdist group."""
+    """A server of the module's own, for the workers that its tests share."""
     folder = tmp_path_factory.mktemp("trial")
     with embedded.start(folder) as running, deployment(running, folder) as made:
         yield made

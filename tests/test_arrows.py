@@ -116,9 +116,7 @@ def on_clients(path: Path) -> set[str]:
     texts = {
         ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
     }
-    return {
-        text.split(".")[-1] for text in texts if re.search(r"\b(reads|writes|results|client|redis|pipe)\.\w+$", text)
-    }
+    return {text.split(".")[-1] for text in texts if re.search(r"\b(reads|writes|client|redis|pipe)\.\w+$", text)}
 
 
 @pytest.mark.parametrize("path", [path for path in modules() if path != PACKAGE / "__init__.py"], ids=name_of)

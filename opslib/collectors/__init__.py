@@ -117,8 +117,7 @@ def reach(broker: Broker, *, answer_within: str = "1.5s") -> list[Coverage]:
     try:
         _, server_coverage = server.read(broker)
         found, keys_coverage = keyspace.read(broker, max_keys=keyspace.STEP)
-        timeout_s = seconds(answer_within, "answer_within")
-        _, _, _, workers_coverage = workers.read(broker, timeout_s=timeout_s, remembered=found.remembered)
+        _, _, _, workers_coverage = workers.read(broker, timeout_s=seconds(answer_within, "answer_within"))
         _, _, results_coverage = results.read(broker, found.results[:1], max_keys=keyspace.STEP)
     except Exception as error:
         raise refusals.of(error, broker.target.shown_broker) from error

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from opslib.collectors import queues
+from opslib.collectors import collect, queues
 from opslib.collectors.queues import WINDOW_BYTES, Listing
 from opslib.envelope import Head, head
 from tests.support import servers
@@ -224,17 +224,16 @@ def test_only_what_a_question_needs_is_kept(broker, redis):
     assert scan.tasks["celery"] == {"tests.ok": 55}
 
 
-def test_the_extremes_are_kept_and_their_number_is_bounded(broker, redis):
+def test_the_extremes_are_kept_and_their_number_is_bounded(broker, redis, monkeypatch):
     """Of more retried messages than are kept, it is the most retried that stay."""
-    with redis.pipeline(transaction=False) as pipe:
-        for retries in range(1, 301):
-            pipe.lpush("celery", json.dumps(envelope(retries=retries)))
-        pipe.execute()
+    monkeypatch.setattr(queues, "_KEEP", 20)
+    for retries in range(1, 31):
+        seed_waiting(redis, retries=retries)
     listings, _ = queues.lists(broker, ["celery"])
 
     kept = queues.scan(broker, listings, watch=[], max_messages=1000).kept
 
-    assert sorted(row.retries for row in kept) == list(range(101, 301))
+    assert sorted(row.retries for row in kept) == list(range(11, 31))
 
 
 def test_a_list_of_the_application_is_no_queue(broker, redis):
@@ -269,4 +268,18 @@ def test_a_bound_queue_is_read_though_its_next_message_is_odd(broker, redis):
     scan = queues.scan(broker, listings, watch=[], max_messages=10)
 
     assert [row.reason for row in scan.unreadable] == ["it is not JSON (Expecting value)"]
-    assert scan.unreadable_count == 1
+    assert (scan.unreadable_count, scan.unlisted) == (1, 0)
+
+
+@pytest.mark.parametrize(("number", "unlisted"), [(2, 0), (3, 1)])
+def test_unreadable_messages_beyond_the_rows_are_counted(broker, redis, monkeypatch, number, unlisted):
+    """Rows are bounded; how many more there are is said."""
+    monkeypatch.setattr(queues, "_KEEP", 2)
+    bind(redis, "celery", "celery")
+    redis.lpush("celery", *(f"no JSON {n}" for n in range(number)))
+
+    snapshot = collect(broker)
+
+    assert len(snapshot.unreadable) == 2
+    (note,) = [row.note for row in snapshot.coverage if row.place == "waiting"]
+    assert note.startswith("1 more") is bool(unlisted)

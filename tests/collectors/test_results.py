@@ -10,8 +10,8 @@ import zlib
 import pytest
 
 from opslib.collectors import collect, results
-from opslib.findings import Verdict, verdict
 from opslib.facts import FINAL_STATES
+from opslib.findings import Verdict, verdict
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose
 from tests.support import servers
 from tests.support.seed import KEYS, seed_result, seed_unacked

@@ -14,7 +14,7 @@ from tests.support.impostor import listening, reply
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S, RATE_LIMITED
 
-pytestmark = [pytest.mark.xdist_group("collect-workers"), pytest.mark.usefixtures("archive")]
+pytestmark = pytest.mark.usefixtures("archive")
 
 PREFORK, THREADS = "prefork@trial", "threads@trial"
 

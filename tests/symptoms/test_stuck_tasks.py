@@ -8,13 +8,12 @@ from dataclasses import replace
 import pytest
 
 from opslib.errors import BadParameter, PlanTooLarge, SettingsError
-from opslib.facts import UNKNOWN_TASK
 from opslib.findings import Severity, Verdict, verdict
 from opslib.plan import Kind
 from opslib.settings import Thresholds as Configured
-from opslib.symptoms.orphans import ORPHAN_MARGIN_S
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose, plan
 from tests.support import servers
+from tests.support.judging import LIMITS, found, planned
 from tests.support.rows import (
     NODE,
     NOW_S,
@@ -24,31 +23,11 @@ from tests.support.rows import (
     node,
     queue,
     result,
-    server,
-    silent,
     snapshot,
     twice,
     unreadable,
     waiting,
 )
-
-LIMITS = Thresholds(stuck_after_s=3600, loop_after=10)
-
-
-def found(seen, code, limits=LIMITS):
-    """Return the findings with that code."""
-    return [finding for finding in diagnose(seen, limits) if finding.code == code]
-
-
-def codes(seen):
-    """Return all that is found."""
-    return {finding.code for finding in diagnose(seen, LIMITS)}
-
-
-def planned(seen, *, max_actions=10):
-    """Return kind and subject of what would be done."""
-    made = plan(seen, diagnose(seen, LIMITS), max_actions=max_actions)
-    return [(action.kind, action.subject) for action in made]
 
 
 def test_a_healthy_system_has_no_findings():
@@ -85,226 +64,6 @@ def test_only_a_running_task_is_stuck(place):
 def test_a_task_without_a_start_is_not_judged():
     """Its node did not say when it began."""
     assert found(snapshot(held=[held("x", age_s=None)]), "stuck-active") == []
-
-
-# Loops
-
-
-@pytest.mark.parametrize("message", [waiting, delivered])
-@pytest.mark.parametrize(("retries", "loops"), [(9, False), (10, True), (11, True)])
-def test_a_task_loops_from_its_tenth_retry_on(message, retries, loops):
-    """Waiting or delivered, the count travels in the message."""
-    place = "waiting" if message is waiting else "unacked"
-    seen = snapshot(**{place: [message("x", retries=retries)]}, held=[held("x", "scheduled")])
-
-    assert bool(found(seen, "retry-loop")) is loops
-
-
-def test_a_loop_is_told_once_with_its_highest_count():
-    """Each attempt may have left a message of its own."""
-    seen = snapshot(waiting=[waiting("x", retries=12), waiting("x", retries=14)], unacked=[delivered("x", retries=13)])
-
-    (finding,) = found(seen, "retry-loop")
-
-    assert finding.evidence["retries"] == 14
-
-
-# Orphans
-
-
-def orphaned(**fields):
-    """Return two looks at a message that nobody holds."""
-    message = fields.pop("message", None) or delivered("x")
-    return twice(snapshot(unacked=[message], **fields))
-
-
-def test_a_message_that_nobody_holds_in_both_looks_is_an_orphan():
-    """Everyone was asked, and everyone answered."""
-    (finding,) = found(orphaned(), "orphaned-unacked")
-
-    assert (finding.severity, finding.subject) == (Severity.CRITICAL, "x")
-    assert planned(orphaned()) == [(Kind.RESTORE, "x")]
-
-
-def test_one_look_is_not_enough():
-    """A message may be between the broker and its node's memory."""
-    assert found(snapshot(unacked=[delivered("x")]), "orphaned-unacked") == []
-
-
-def test_another_delivery_of_the_same_message_is_not_an_orphan():
-    """Between the looks somebody took it: its score has changed."""
-    message = delivered("x")
-    seen = twice(snapshot(unacked=[message]), unacked=[replace(message, delivered_at=message.delivered_at - 1)])
-
-    assert found(seen, "orphaned-unacked") == []
-
-
-@pytest.mark.parametrize("place", ["active", "reserved", "scheduled"])
-@pytest.mark.parametrize("look", ["first", "second"])
-def test_a_message_that_a_node_holds_in_either_look_is_no_orphan(look, place):
-    """Active, prefetched, or waiting for a retry's countdown."""
-    mine = [held("x", place)]
-    seen = snapshot(unacked=[delivered("x")], held=mine if look == "second" else [])
-
-    assert found(twice(seen, held=mine if look == "first" else []), "orphaned-unacked") == []
-
-
-@pytest.mark.parametrize(("age_s", "orphan"), [(ORPHAN_MARGIN_S - 0.01, False), (ORPHAN_MARGIN_S, True)])
-def test_a_message_younger_than_the_margin_is_not_judged(age_s, orphan):
-    """Its node may not have filed it yet."""
-    assert bool(found(orphaned(message=delivered("x", age_s=age_s)), "orphaned-unacked")) is orphan
-
-
-@pytest.mark.parametrize(
-    "doubt",
-    [
-        pytest.param(lambda s: replace(s, nodes=(node(), silent()), receivers=2), id="a node is silent"),
-        pytest.param(
-            lambda s: replace(s, earlier=replace(s.earlier, receivers=2)), id="a node was silent in the first look"
-        ),
-        pytest.param(lambda s: replace(s, coverage=coverage(workers=1)), id="an expected node was not asked"),
-        pytest.param(lambda s: replace(s, nodes=(node(rate_limited=("tests.ok",)),)), id="its task has a rate limit"),
-        pytest.param(lambda s: replace(s, server=server(consumers=2)), id="more consume than answer"),
-        pytest.param(
-            lambda s: replace(s, nodes=(), receivers=0, server=server(consumers=None)), id="nobody knows who consumes"
-        ),
-    ],
-)
-def test_a_message_that_may_have_an_owner_is_not_claimed(doubt):
-    """It is told as unknown, and nothing is proposed for it: it could run twice."""
-    seen = doubt(orphaned())
-
-    (finding,) = found(seen, "orphaned-unacked")
-
-    assert finding.severity is Severity.UNKNOWN
-    assert planned(seen) == []
-
-
-def test_a_message_without_an_id_is_not_claimed():
-    """Nobody can say whether they hold it."""
-    seen = orphaned(message=replace(delivered(), task_id="", task=""))
-
-    (finding,) = found(seen, "orphaned-unacked")
-
-    assert (finding.severity, finding.task) == (Severity.UNKNOWN, UNKNOWN_TASK)
-
-
-@pytest.mark.parametrize(
-    "sure",
-    [
-        pytest.param(lambda s: replace(s, nodes=(node(rate_limited=("tests.other",)),)), id="another has a rate limit"),
-        pytest.param(lambda s: replace(s, server=server(consumers=1)), id="as many consume as answer"),
-        pytest.param(lambda s: replace(s, nodes=(), receivers=0), id="nobody consumes"),
-        pytest.param(lambda s: replace(s, server=server(consumers=None)), id="someone answered, consumers hidden"),
-    ],
-)
-def test_what_leaves_no_doubt_is_claimed(sure):
-    """The same message, on the other side of each boundary."""
-    seen = sure(orphaned())
-    before = replace(seen.earlier, nodes=seen.nodes, receivers=seen.receivers)
-
-    (finding,) = found(replace(seen, earlier=before), "orphaned-unacked")
-
-    assert finding.severity is Severity.CRITICAL
-
-
-@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "REVOKED"])
-def test_an_orphan_that_has_finished_is_not_restored(state):
-    """It ran to its end and was not acknowledged: restoring it would run it again."""
-    seen = orphaned(results=[result("x", state)])
-
-    assert "left alone" in found(seen, "orphaned-unacked")[0].hint
-    assert planned(seen) == []
-
-
-@pytest.mark.parametrize("state", ["STARTED", "RETRY"])
-def test_an_orphan_under_way_is_restored(state):
-    """Its node died with it."""
-    assert planned(orphaned(results=[result("x", state)])) == [(Kind.RESTORE, "x")]
-
-
-def test_an_orphan_without_a_queue_is_told_and_left_alone():
-    """No queue, or more than one, is bound for it; a guess could lose it."""
-    seen = orphaned(message=delivered("x", queue=""))
-
-    assert found(seen, "orphaned-unacked")[0].severity is Severity.CRITICAL
-    assert planned(seen) == []
-
-
-# Waiting for too long
-
-
-@pytest.mark.parametrize(
-    ("eta_in_s", "age_s", "far"), [(3599.9, 0, False), (3600, 0, True), (3000, 600, True), (2999.9, 600, False)]
-)
-def test_an_eta_is_too_far_from_the_visibility_timeout_on(eta_in_s, age_s, far):
-    """It counts from the delivery, for that is where the timeout starts."""
-    seen = snapshot(unacked=[delivered("x", age_s=age_s, eta_in_s=eta_in_s)], held=[held("x", "scheduled")])
-
-    assert bool(found(seen, "scheduled-beyond-visibility")) is far
-
-
-@pytest.mark.parametrize(("eta_in_s", "far"), [(3599.9, False), (3600, True)])
-def test_a_waiting_eta_counts_from_now(eta_in_s, far):
-    """It is delivered from now on at the earliest."""
-    assert bool(found(snapshot(waiting=[waiting(eta_in_s=eta_in_s)]), "scheduled-beyond-visibility")) is far
-
-
-def test_an_eta_that_has_passed_is_not_too_far():
-    """However long ago it was delivered."""
-    seen = snapshot(unacked=[delivered("x", age_s=9000, eta_in_s=-1)], held=[held("x")])
-
-    assert found(seen, "scheduled-beyond-visibility") == []
-
-
-# Twice
-
-
-def test_one_id_in_two_messages_is_a_duplicate():
-    """Celery runs both, and neither is put back."""
-    seen = twice(snapshot(waiting=[waiting("x"), waiting("x", queue="mail")]))
-
-    (finding,) = found(seen, "duplicate-task-id")
-
-    assert finding.evidence["copies"] == 2
-    assert planned(seen) == []
-
-
-def test_a_copy_that_was_just_being_moved_is_no_duplicate():
-    """A retry sends its new message before the old one is acknowledged."""
-    old, new = delivered("x"), waiting("x", retries=1)
-    seen = snapshot(unacked=[old], waiting=[new])
-
-    assert found(seen, "duplicate-task-id") == []
-    assert found(twice(seen, unacked=[]), "duplicate-task-id") == []
-    assert found(twice(seen), "duplicate-task-id") != []
-
-
-def test_the_same_message_seen_in_two_places_is_no_duplicate():
-    """On its way from the list to its node it has one delivery tag."""
-    taken = delivered("x", delivery_tag="same")
-    seen = twice(snapshot(unacked=[taken], waiting=[waiting("x", delivery_tag="same")], held=[held("x")]))
-
-    assert found(seen, "duplicate-task-id") == []
-
-
-@pytest.mark.parametrize(("before", "duplicate"), [(True, True), (False, False)])
-def test_one_id_held_by_two_nodes_is_a_duplicate(before, duplicate):
-    """If both looks saw it held."""
-    both = [held("x"), held("x", node="w2@lab")]
-    seen = twice(
-        snapshot(held=both, nodes=[node(), node("w2@lab")], receivers=2), held=both if before else [held("other")]
-    )
-
-    assert bool(found(seen, "duplicate-task-id")) is duplicate
-
-
-def test_an_orphan_that_has_a_double_is_not_restored():
-    """Two copies would run; a person decides."""
-    seen = twice(snapshot(unacked=[delivered("x"), delivered("x")]))
-
-    assert len(found(seen, "orphaned-unacked")) == 2
-    assert planned(seen) == []
 
 
 # Never finished
@@ -371,40 +130,6 @@ def test_a_zombie_is_unknown_while_a_place_is_not_seen(place):
 
     assert finding.severity is Severity.UNKNOWN
     assert place in finding.message
-
-
-# Queues and the index
-
-
-@pytest.mark.parametrize(("depth", "consumers", "alone"), [(1, (), True), (0, (), False), (1, (NODE,), False)])
-def test_messages_that_nobody_consumes_are_told(depth, consumers, alone):
-    """An empty queue needs nobody."""
-    seen = snapshot(queues=[queue("mail", depth, consumers)])
-
-    assert bool(found(seen, "queue-without-consumer")) is alone
-
-
-def test_a_silent_node_may_consume_it():
-    """Then it is not known."""
-    seen = snapshot(queues=[queue("mail", 1, ())], nodes=[node(), silent()], receivers=2)
-
-    assert [finding.severity for finding in found(seen, "queue-without-consumer")] == [Severity.UNKNOWN]
-
-
-def test_without_any_node_the_queues_are_not_told_one_by_one():
-    """That nobody works is one finding."""
-    seen = snapshot(queues=[queue("mail", 1, ()), queue("celery", 1, ())], nodes=[], receivers=0)
-
-    assert codes(seen) == {"no-workers"}
-
-
-@pytest.mark.parametrize(("look", "told"), [("both", True), ("second", False)])
-def test_a_message_missing_from_the_index_is_told(look, told):
-    """If both looks saw it so; the two writes of a delivery are not one step."""
-    message = delivered("x", age_s=None)
-    seen = twice(snapshot(unacked=[message], held=[held("x")]), unacked=[message] if look == "both" else [])
-
-    assert bool(found(seen, "unacked-index-mismatch")) is told
 
 
 # The plan
@@ -487,7 +212,7 @@ def test_the_digest_is_that_of_what_would_be_done():
 
 def test_judging_again_says_the_same():
     """Neither the clock nor the system is asked."""
-    seen = orphaned(held=[held("y", age_s=3600)], queues=[queue("mail", 3, ())])
+    seen = twice(snapshot(unacked=[delivered()], held=[held("y", age_s=3600)], queues=[queue("mail", 3, ())]))
 
     assert diagnose(seen, LIMITS) == diagnose(seen, LIMITS)
     assert verdict(diagnose(seen, LIMITS)) is Verdict.CRITICAL

@@ -14,7 +14,7 @@ from tests.support.seed import KEYS
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S, RATE_LIMITED
 
-pytestmark = [pytest.mark.xdist_group("symptoms-live"), pytest.mark.usefixtures("archive")]
+pytestmark = pytest.mark.usefixtures("archive")
 
 STEADY, OTHER = "steady@trial", "other@trial"
 LONG_S = 600

@@ -17,7 +17,7 @@ from tests.support.seed import KEYS, quarantined
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S
 
-pytestmark = [pytest.mark.xdist_group("writer-live"), pytest.mark.usefixtures("archive")]
+pytestmark = pytest.mark.usefixtures("archive")
 
 IMPATIENT = Thresholds(stuck_after_s=0.2, loop_after=3)
 COUNTDOWN_S = 0.5
