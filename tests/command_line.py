@@ -8,8 +8,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,15 @@ def ops(*words: str, env: Mapping[str, str], cwd: Path, timeout_s: float = DEADL
     return Done(code=done.returncode, out=done.stdout, err=done.stderr)
 
 
-def start(*words: str, env: Mapping[str, str], cwd: Path) -> subprocess.Popen[str]:
-    """Start `ops` and return at once."""
+@contextmanager
+def start(*words: str, env: Mapping[str, str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start `ops` and go on at once; it ends with the block at the latest."""
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-    return subprocess.Popen([OPS, *words], env=dict(env), cwd=cwd, text=True, **pipe)
+    with subprocess.Popen([OPS, *words], env=dict(env), cwd=cwd, text=True, **pipe) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def on_terminal(*words: str, env: Mapping[str, str], cwd: Path, answer: Callable[[str], str] | None = None) -> Done:

@@ -499,8 +499,12 @@ class TestArchive:
         """Two runs of one runbook that begin together have different ids, and the index has both."""
         tiny.runbook(place / "runbooks", "tiny", tiny.CONCLUDE)
         env = with_broker("redis://127.0.0.1:1/0")
-        both = [command_line.start("run", "tiny", "-o", "json", env=env, cwd=place) for _ in range(2)]
-        told = [json.loads(process.communicate(timeout=60)[0])["run_id"] for process in both]
+        words = ["run", "tiny", "-o", "json"]
+        with (
+            command_line.start(*words, env=env, cwd=place) as one,
+            command_line.start(*words, env=env, cwd=place) as two,
+        ):
+            told = [json.loads(process.communicate(timeout=60)[0])["run_id"] for process in (one, two)]
 
         listed = [json.loads(line)["run_id"] for line in (place / "reports/index.jsonl").read_text().splitlines()]
         assert len(set(told)) == 2

@@ -295,7 +295,7 @@ def test_a_password_in_the_file_is_refused(load, key, url):
     [
         ("defualt_target = 'prod'", "'defualt_target' is no setting of this file", "Did you mean default_target?"),
         ("[target.prod]", "'target' is no setting of this file", "Did you mean targets?"),
-        (PROD + "protcted = true", "unknown field `protcted`", "Did you mean protected?"),
+        (PROD + "protekted = true", "unknown field `protekted`", "Did you mean protected?"),
         (
             PROD + "[targets.prod.thresholds]\nstuckafter = '3h'",
             "unknown field `stuckafter`",

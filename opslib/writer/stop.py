@@ -1,8 +1,9 @@
 """
-Tasks to stop → revoked on every node, ended where a pool can, every copy quarantined, and proven twice.
+Tasks to stop → every copy quarantined, revoked on every node, ended where a pool can, and proven twice.
 
 A revoke lives in the memory of the workers that heard it (facts §4.4); the message is what brings a task back after
-a worker's death. So both are taken away, in the order of facts §4.5.
+a worker's death. So both are taken away: the message first, for a worker that heard the revoke drops what it has, and
+then what came meanwhile, until nothing is found (facts §4.5).
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def stop(
             for action in actions
         ]
     todo = {action.subject: _Progress(action=action) for action in actions}
+    _keep(broker, todo, quarantine)
     _revoke(broker, todo)
     for progress in todo.values():
         if progress.action.terminate and still_mine():
@@ -72,6 +74,12 @@ def stop(
         _round(broker, todo, open_ids, quarantine)
         time.sleep(_PAUSE_S)
     return [_outcome(progress) for progress in todo.values()]
+
+
+def _keep(broker: Broker, todo: dict[str, _Progress], quarantine: Callable[[Whereabouts], dict[str, int]]) -> None:
+    """Quarantine what is there before any node hears of it: one that is about to start it would drop its message."""
+    for task_id, moved in quarantine(find(broker, list(todo))).items():
+        todo[task_id].quarantined += moved
 
 
 def _revoke(broker: Broker, todo: dict[str, _Progress]) -> None:

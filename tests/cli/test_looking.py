@@ -272,3 +272,12 @@ class TestDemo:
         assert "not running" in call("demo", "down").err
         assert not list((place / "demo").iterdir())
         assert call("queues", "--target", "demo").code == Exit.USAGE
+
+    def test_run_brings_its_own(self) -> None:
+        """A run on the demo where none is up makes one for itself, tells what it breaks, and leaves nothing of it."""
+        done = call("run", "stuck-tasks", "--target", "demo", "-o", "ids")
+
+        assert done.code == Exit.ATTENTION
+        assert len(done.out.splitlines()) == 12
+        assert "killed with SIGKILL" in done.err
+        assert call("demo", "status").code == Exit.CANNOT_SEE

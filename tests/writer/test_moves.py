@@ -76,14 +76,15 @@ def test_of_equal_messages_the_next_to_be_served_moves(broker, redis):
 def test_each_move_has_its_letter(broker, redis):
     """In the order in which they were given."""
     redis.rpush("celery", b"x")
-    steady, changed = seed_unacked(redis), seed_unacked(redis)
+    steady, changed, gone = (seed_unacked(redis) for _ in range(3))
     redis.zadd(KEYS.unacked_index, {changed.tag: 1})
+    redis.hdel(KEYS.unacked, gone.tag)
 
     with mover(broker) as hand:
-        letters = hand.move([of_list(b"gone"), of_list(b"x"), of_unacked(changed), of_unacked(steady)])
+        letters = hand.move([of_list(b"no"), of_list(b"x"), *map(of_unacked, (changed, gone, steady))])
 
-    assert letters == [GONE, MOVED, CHANGED, MOVED]
-    assert journal(redis) == {"1.1": "GACA"}
+    assert letters == [GONE, MOVED, CHANGED, GONE, MOVED]
+    assert journal(redis) == {"1.1": "GACGA"}
 
 
 @pytest.mark.parametrize("kind", ["waiting", "unacked"])

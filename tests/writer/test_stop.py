@@ -7,7 +7,7 @@ import pytest
 from opslib.plan import Action, Kind
 from opslib.symptoms.stuck_tasks import Thresholds
 from opslib.writer import apply
-from tests.support.plans import interrupted, proposed, told
+from tests.support.plans import audit, interrupted, proposed, told
 from tests.support.seed import KEYS, quarantined, seed_unacked, seed_waiting, waiting_ids
 
 
@@ -31,16 +31,18 @@ def test_a_loop_is_taken_out_of_every_list(broker, redis):
     assert (redis.hlen(KEYS.unacked), redis.zcard(KEYS.unacked_index)) == (0, 0)
 
 
-def test_a_loop_is_stopped_before_an_orphan_is_restored(broker, redis):
-    """What is stopped must not be put back by the same plan."""
-    seed_unacked(redis, task_id="x", retries=12)
+def test_a_loop_is_stopped_before_an_orphan_is_restored(broker, redis, archive):
+    """What is stopped is out of the way when the rest goes back."""
     orphan = seed_unacked(redis)
+    seed_unacked(redis, task_id="x", retries=12)
 
     outcomes = apply(proposed(broker), broker, dry_run=False)
 
     assert [str(outcome.action.kind) for outcome in outcomes] == ["stop", "restore"]
     assert told(outcomes) == ["applied", "applied"]
     assert waiting_ids(redis) == [orphan.task_id]
+    intents = [line["moves"] for line in audit(archive) if line["event"] == "intent"]
+    assert [subject for moves in intents for subject, *_ in moves] == ["x", orphan.task_id]
 
 
 def test_a_copy_that_comes_meanwhile_is_taken_too(broker, redis):
