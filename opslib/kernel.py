@@ -46,8 +46,7 @@ def started(folder: Path) -> Iterator[OpsKernelManager]:
     try:
         yield manager
     except KeyboardInterrupt:
-        run_sync(manager.interrupt_kernel)()
-        run_sync(manager.shutdown_kernel)(now=False)
+        run_sync(manager.shutdown_kernel)(now=False)  # interrupts it first, and once
         raise
     finally:
         if run_sync(manager.is_alive)():

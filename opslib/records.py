@@ -292,8 +292,3 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def parameters_shown(parameters: Mapping[str, object]) -> dict[str, str]:
-    """Return parameters as text, secrets masked."""
-    return {name: redact.text(str(value)) for name, value in parameters.items()}

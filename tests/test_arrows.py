@@ -16,7 +16,19 @@ PACKAGE = Path(__file__).parents[1] / "opslib"
 #: target → broker → collectors → facts → symptoms → writer → records → render → catalog, run → cli
 ROOMS = {
     # Words and rows that everybody shares: facts, findings, plans and records as data, without a client.
-    "base": {"errors", "durations", "redact", "urls", "keys", "envelope", "facts", "findings", "plan", "refusals"},
+    "base": {
+        "errors",
+        "durations",
+        "redact",
+        "urls",
+        "keys",
+        "envelope",
+        "facts",
+        "findings",
+        "plan",
+        "refusals",
+        "interrupts",
+    },
     "records": {"records"},
     "catalog": {"catalog"},
     "demo": {"demo"},

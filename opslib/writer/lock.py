@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from opslib import records, redact
 from opslib.errors import LockHeld
+from opslib.interrupts import deferred
 from opslib.writer import scripts
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def held(broker: Broker, *, run_id: str, plan_digest: str) -> Iterator[Lock]:
     finally:
         from redis.exceptions import RedisError
 
-        with suppress(RedisError):  # it frees itself after its life
+        with deferred(), suppress(RedisError):  # it frees itself after its life
             _keep(broker, token, 0)
 
 

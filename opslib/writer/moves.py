@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from opslib import refusals
 from opslib.errors import OpsError, Refused
+from opslib.interrupts import deferred
 from opslib.writer import audit, scripts
 from opslib.writer.lock import LIFE_MS
 
@@ -130,9 +131,10 @@ class Mover:
     def _batch(self, batch: Sequence[Move]) -> str:
         number = f"{self._lock.epoch}.{next(self._numbers)}"
         line = {"batch": number, "plan": self._digest, "moves": [[m.subject, m.source, m.destination] for m in batch]}
-        audit.write("intent", **line)
-        said, letters = self._call(number, batch, json.dumps({"run": self._run_id, "plan": self._digest}))
-        audit.note("result", batch=number, said=said, letters=letters)
+        with deferred():  # Ctrl-C waits for the batch and its line in the audit
+            audit.write("intent", **line)
+            said, letters = self._call(number, batch, json.dumps({"run": self._run_id, "plan": self._digest}))
+            audit.note("result", batch=number, said=said, letters=letters)
         if said in {"APPLIED", "REPLAY"}:
             return letters
         if said == "FENCED":

@@ -107,7 +107,7 @@ def _terminate(broker: Broker, progress: _Progress) -> None:
         progress.steps.append("it ended")
     else:
         progress.steps.append("it did not end")
-        progress.unheard = f"{action.node} did not say that its process has ended"
+        progress.unheard = progress.unheard or f"{action.node} did not say that its process has ended"
 
 
 def _has_ended(broker: Broker, action: Action, pid: int | None) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from opslib.plan import Action, Kind
 from opslib.symptoms.stuck_tasks import Thresholds
 from opslib.writer import apply
+from tests.support.impostor import listening, reply
 from tests.support.plans import audit, interrupted, proposed, told
 from tests.support.seed import KEYS, quarantined, seed_unacked, seed_waiting, waiting_ids
 
@@ -113,3 +116,48 @@ def test_any_id_can_be_stopped(broker, redis, task_id):
 
     assert told(apply(proposed(broker), broker, dry_run=False)) == ["applied"]
     assert waiting_ids(redis) == [other.task_id]
+
+
+PID = 4711
+
+
+class Node:
+    """
+    Something that answers as a prefork node does with one task, whose process `stays` or not after it is killed.
+
+    Attributes:
+        told: Whether it was told to end the task.
+    """
+
+    def __init__(self, *, stays):
+        self.stays, self.told = stays, False
+
+    def __call__(self, asked):
+        """Answer one question."""
+        method = asked["method"]
+        if method == "revoke":
+            self.told = self.told or bool(asked["arguments"].get("terminate"))
+            return [reply(asked, "n@x", {"ok": "terminate: x" if self.told else "flagged"})]
+        running = {"id": "x", "type": "tests.hang", "time_start": 1.0, "worker_pid": PID}
+        processes = [PID, PID + 1] if self.stays or not self.told else [PID + 1, PID + 2]
+        answers = {
+            "stats": {"pool": {"implementation": "celery.concurrency.prefork:TaskPool", "processes": processes}},
+            "active": [] if self.told else [running],
+            "query_task": {} if self.told else {"x": ["active", running]},
+        }
+        return [reply(asked, "n@x", answers.get(method, []))]
+
+
+@pytest.mark.parametrize(("stays", "status"), [(True, "failed"), (False, "applied")])
+def test_a_task_has_ended_when_its_process_has(broker, server, monkeypatch, stays, status):
+    """Its node forgets it at once; a process in an uninterruptible call lives on, and the pool still has it."""
+    monkeypatch.setattr(sys.modules["opslib.writer.stop"], "_END_WITHIN_S", 0.6)
+
+    with listening(server, Node(stays=stays)):
+        plan = proposed(broker)
+        (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert plan.actions[0].terminate
+    assert str(outcome.status) == status
+    assert ("it did not end" in outcome.steps) is stays
+    assert ("process" in outcome.reason) is stays
