@@ -170,6 +170,6 @@ def _through_sentinel(url: str, target: Target, options: dict[str, Any]) -> Redi
     parts = [urlsplit(part) for part in url.split(";")]
     nodes = [(part.hostname or "localhost", part.port or 26379) for part in parts]
     credentials = {"username": parts[0].username, "password": parts[0].password}
-    timeouts = {name: options[name] for name in ("socket_connect_timeout", "socket_timeout")}
-    sentinel = Sentinel(nodes, sentinel_kwargs=timeouts, **{k: v for k, v in credentials.items() if v})
+    own = {name: options[name] for name in ("socket_connect_timeout", "socket_timeout", "retry")}
+    sentinel = Sentinel(nodes, sentinel_kwargs=own, **{k: v for k, v in credentials.items() if v})
     return cast("Redis", sentinel.master_for(target.master_name, db=int(parts[0].path.strip("/") or 0), **options))

@@ -12,6 +12,7 @@ from redis import exceptions
 from opslib import broker as brokers
 from opslib import refusals
 from opslib.broker import connect
+from opslib.demo import processes
 from opslib.demo import server as embedded
 from opslib.errors import BrokerRefused, BrokerUnreachable, NotABroker, SettingsError
 from opslib.settings import Target
@@ -141,13 +142,57 @@ def test_a_server_that_loads_is_waited_for_by_the_person():
         brokers._check({"redis_version": "7.2.4", "loading": 1}, target("redis://h/0"))
 
 
-def test_sentinels_lead_to_the_master():
-    """Without the master's name they cannot be asked."""
+@pytest.fixture
+def sentinel(server, tmp_path):
+    """A sentinel that watches the shared server, and its port."""
+    port = embedded._free_port()
+    lines = [
+        "bind 127.0.0.1",
+        f"port {port}",
+        f"sentinel monitor mymaster 127.0.0.1 {server.port} 1",
+        f"sentinel auth-pass mymaster {server.password}",
+    ]
+    path = tmp_path / "sentinel.conf"
+    path.write_text("\n".join([*lines, ""]))
+    child = processes.spawn(
+        "sentinel", [str(embedded.program()), str(path), "--sentinel"], folder=tmp_path, env=processes.environment()
+    )
+    yield port
+    child.end()
+
+
+def test_sentinels_lead_to_the_master(redis, server, sentinel):
+    """Asked for the master by its name, with the master's own password."""
+    redis.set("here", 1)
+    url = f"sentinel://:{server.password}@127.0.0.1:{sentinel}/0"
+
+    def opened():
+        try:
+            return connect(target(url, master_name="mymaster"))
+        except BrokerUnreachable:
+            return None
+
+    found = until(opened, 10, "the sentinel knows the master")
+
+    assert found.reads.get("here") == b"1"
+    assert found.writes.set("here", 2)
+    assert found.fingerprint == servers.broker(server).fingerprint
+
+
+def test_sentinels_need_the_masters_name():
+    """They may watch several."""
     with pytest.raises(SettingsError, match="master"):
         connect(target("sentinel://127.0.0.1:1"))
 
+
+def test_sentinels_that_are_gone_are_told_at_once():
+    """As a server would be: none of them is asked a second time."""
+    begun = time.monotonic()
+
     with pytest.raises(BrokerUnreachable):
-        connect(target("sentinel://127.0.0.1:1", master_name="mymaster"))
+        connect(target("sentinel://127.0.0.1:1;sentinel://127.0.0.1:2", master_name="mymaster"))
+
+    assert time.monotonic() - begun < 2
 
 
 def test_a_frozen_script_is_told_as_busy(tmp_path):
