@@ -110,12 +110,12 @@ def connect(target: str | Target = "") -> Broker:
 
 def _hello(target: Target) -> Mapping[str, Any]:
     """Ask the server who it is, once and without retry, so that a dead one is told at once."""
-    try:
-        with _client(target.broker_url, target, retries=0, timeout_s=CONNECT_TIMEOUT_S) as client:
-            client.ping()
-            return cast("Mapping[str, Any]", client.info())
-    except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
-        raise refusals.of(error, target.shown_broker) from None
+    with (
+        refusals.explained(target.shown_broker),
+        _client(target.broker_url, target, retries=0, timeout_s=CONNECT_TIMEOUT_S) as client,
+    ):
+        client.ping()
+        return cast("Mapping[str, Any]", client.info())
 
 
 def _check(info: Mapping[str, Any], target: Target) -> None:

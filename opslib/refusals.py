@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from opslib import redact
@@ -107,6 +109,20 @@ _KNOWN = (
     _Refusal(("ConnectionError",), BrokerUnreachable, "{shown} cannot be reached: {said}.", BrokerUnreachable.hint),
     _Refusal(("RedisError", "OSError"), BrokerUnreachable, "{shown}: {said}.", BrokerUnreachable.hint),
 )
+
+
+@contextmanager
+def explained(shown: str) -> Iterator[None]:
+    """
+    Let no error of the client out of a `with` block but as what it means.
+
+    Raises:
+        OpsError: In place of an error of the client or the network.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise of(error, shown) from error
 
 
 def of(error: BaseException, shown: str) -> OpsError:

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from opslib import refusals
-from opslib.collectors import MAX_KEYS, MAX_UNACKED, keyspace, queue_names, queues, results, unacked, workers
+from opslib.collectors import MAX_KEYS, keyspace, queues, results, unacked, workers
+from opslib.collectors.looks import MAX_UNACKED, queue_names
 from opslib.durations import seconds
 from opslib.facts import Coverage, HeldTask, StoredResult, UnackedMessage, WaitingMessage
 
@@ -65,10 +66,8 @@ def find(broker: Broker, ids: Iterable[str], *, answer_within: str = "1.5s", max
         BrokerUnreachable: If the server stops answering on the way.
     """
     wanted = frozenset(ids)
-    try:
+    with refusals.explained(broker.target.shown_broker):
         return _find(broker, wanted, timeout_s=seconds(answer_within, "answer_within"), max_keys=max_keys)
-    except Exception as error:
-        raise refusals.of(error, broker.target.shown_broker) from error
 
 
 def _find(broker: Broker, wanted: frozenset[str], *, timeout_s: float, max_keys: int) -> Whereabouts:
