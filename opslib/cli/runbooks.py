@@ -131,7 +131,7 @@ def _prepared(target: str, env_file: str, *, quiet: bool) -> Iterator[str]:
     if wanted == settings.DEMO:
         from opslib import demo
 
-        with demo.ensure(say=None if quiet else output.say) as running:
+        with demo.ensure(say=None if quiet or demo.status() else output.say) as running:
             os.environ["OPS_DEMO_DIR"] = str(running.folder)
             yield wanted
         return

@@ -79,7 +79,7 @@ def _rows(rows: Sequence[Any], taken_at: datetime | None, holders: Iterable[Held
 
 def _keep(thing: object) -> None:
     """Put findings into the run's draft record: what was shown survives a kernel that dies later."""
-    if isinstance(thing, list) and all(isinstance(row, Finding) for row in thing):
+    if isinstance(thing, list) and thing and all(isinstance(row, Finding) for row in thing):
         records.draft(thing)
 
 
