@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from opslib.plan import Status
 from opslib.render import judged, words
 from opslib.render.grid import Column, Line, Table
 from opslib.render.words import Row
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Ids of one group that are spelled out; the report has them all.
 _SUBJECTS = 6
+#: Outcomes that are all spelled out on a terminal.
+_OUTCOMES = 20
 
 
 def of_run(run: RunRecord, report: str, *, by_make: bool = False) -> tuple[object, ...]:
@@ -30,7 +33,7 @@ def of_run(run: RunRecord, report: str, *, by_make: bool = False) -> tuple[objec
     if left:
         shown.append(_findings(left))
     if run.outcomes and not run.dry_run:
-        shown.append(judged.outcomes(run.outcomes, words.actions_of(run)))
+        shown += _outcomes(run)
     silent = [row for row in run.coverage if row.get("silent")]
     shown += [Line((f"Not seen: {row.get('place')}: {row.get('note')}",)) for row in silent]
     shown.append(Verdict(run))
@@ -61,6 +64,19 @@ def _findings(rows: list[dict[str, object]]) -> Table:
         ],
         limit=30,
     )
+
+
+def _outcomes(run: RunRecord) -> list[object]:
+    """Show what became of each action; of many, only those that a person has to look at."""
+    actions = words.actions_of(run)
+    if len(run.outcomes) <= _OUTCOMES:
+        return [judged.outcomes(run.outcomes, actions)]
+    counts = ", ".join(f"{n:,} {word}" for word, n in sorted(words.done(run).items()))
+    rest = [row for row in run.outcomes if row.get("status") != Status.APPLIED]
+    return [
+        *([judged.outcomes(rest, actions)] if rest else []),
+        Line((f"Outcomes: {counts}; the report has them all.",)),
+    ]
 
 
 def _what(task: object, group: Sequence[Row]) -> str:

@@ -172,6 +172,8 @@ def _fact(name: str, value: object) -> str:
         return clock(value)
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return shown(", ".join(value) or "none", 160)
+    if isinstance(value, Mapping) and all(isinstance(number, int) for number in value.values()):
+        return shown(", ".join(f"{each}: {number:,}" for each, number in value.items()) or "none", 160)
     return shown(value, 160)
 
 

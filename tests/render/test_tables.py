@@ -345,3 +345,12 @@ def test_in_a_notebook_a_thing_is_displayed_and_not_printed(monkeypatch, capsys)
 
     assert [type(each) for each in displayed] == [Table]
     assert capsys.readouterr().out == ""
+
+
+def test_counts_in_the_evidence_read_as_counts():
+    """A person gets "celery: 1,200" and no JSON."""
+    said = words.evidence({"by_priority": {0: 1200, 9: 3}, "tasks": {}})
+
+    assert "0: 1,200, 9: 3" in said
+    assert "none" in said
+    assert "{" not in said
