@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: What one reply may weigh. Asking for a whole list of a million stops every other client for seconds (PERFORMANCE 0).
 WINDOW_BYTES = 256 * 1024
 _MOST_PER_WINDOW = 2_000
+#: Nodes of a list that the server weighs for its size: a few hundred microseconds.
+_SAMPLES = 1_000
 #: Rows kept for each question; the counts beside them are of all messages.
 _KEEP = 1_000
 _KEEP_WATCHED = 5_000
@@ -220,7 +222,8 @@ def stream(broker: Broker, listing: Listing, *, limit: int | None = None) -> Ite
     if not wanted:
         return
     name, last = _name(listing.key), None
-    index, size = listing.length - wanted, _first_window(broker, name, listing.length)
+    size, most = _window(broker, name, listing.length)
+    index = listing.length - wanted
     while True:
         start = index if last is None else index - 1
         window = cast("list[bytes]", broker.reads.lrange(name, start, index + size - 1))
@@ -231,18 +234,24 @@ def stream(broker: Broker, listing: Listing, *, limit: int | None = None) -> Ite
         if start + len(window) < index + size:
             return
         index += size
-        size = _next_window(size, window)
+        size = min(most, _next_window(size, window))
 
 
-def _first_window(broker: Broker, name: bytes, length: int) -> int:
-    """Guess from the key's size how many messages make a window; one where the server will not say."""
+def _window(broker: Broker, name: bytes, length: int) -> tuple[int, int]:
+    """
+    Return how many messages to ask for first, and how many at the most.
+
+    Both from what the key weighs: where a few heavy messages lie among light ones, every window is a smaller one,
+    for nothing tells beforehand which of them holds the heavy ones. Where the server will not say, begin with one.
+    """
     from redis.exceptions import ResponseError
 
     try:
-        used = broker.reads.memory_usage(name, samples=5)
+        used = broker.reads.memory_usage(name, samples=_SAMPLES)
     except ResponseError:
-        return 1
-    return max(1, min(_MOST_PER_WINDOW, WINDOW_BYTES * max(1, length) // max(1, used or 1)))
+        return 1, _MOST_PER_WINDOW
+    average = max(1, min(_MOST_PER_WINDOW, WINDOW_BYTES * max(1, length) // max(1, used or 1)))
+    return average, average
 
 
 def _next_window(size: int, window: Sequence[bytes]) -> int:

@@ -62,6 +62,18 @@ def test_no_reply_weighs_more_than_a_window_and_one_message(broker, redis, sizes
     assert (0, -1) not in client.asked
 
 
+def test_heavy_messages_behind_light_ones_do_not_come_all_at_once(broker, redis):
+    """Where some weigh a thousand times the others, each window is a small one; without that, this is one of 25 MiB."""
+    sent = fill(redis, [1024 * KIB] * 25 + [KIB] * 2000)
+    client = Watched(redis)
+
+    read = ids(queues.stream(replace(broker, reads=client), listing(redis)))
+
+    assert sorted(read) == sorted(sent)
+    average_bytes = (25 * 1024 * KIB + 2000 * KIB) // 2025
+    assert max(client.windows) <= (WINDOW_BYTES // average_bytes + 2) * 1024 * KIB < 25 * 1024 * KIB
+
+
 def test_a_list_is_read_in_few_windows(broker, redis):
     """Windows by bytes make as many replies as the bytes need, not as many as there are messages."""
     fill(redis, [KIB] * 3000)
