@@ -155,6 +155,22 @@ def restored(raw: bytes, delivery_tag: str) -> bytes:
     return json.dumps(envelope, allow_nan=False).encode()
 
 
+def rerouted(raw: bytes, queue: str) -> bytes:
+    """
+    Return a waiting message as it goes to another queue: should it be restored some day, it comes back to that one.
+
+    Raises:
+        ValueError: If it cannot be written back without changing what it says.
+    """
+    value = _load(raw, errors="strict")
+    properties = value.get("properties") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(properties, dict):
+        raise ValueError("the message has no properties")
+    information = properties.get("delivery_info") if isinstance(properties.get("delivery_info"), dict) else {}
+    properties["delivery_info"] = {**(information or {}), "exchange": "", "routing_key": queue}
+    return json.dumps(value, allow_nan=False).encode()
+
+
 def instant(value: object) -> float | None:
     """Return epoch seconds of an ISO-8601 text or a number; a missing offset means UTC; None if it is neither."""
     try:

@@ -164,12 +164,27 @@ class Keyspace:
         return f"{self.prefix}{OWN}audit"
 
     def journal(self, run_id: str) -> str:
-        """Hash: batch number → what the batch did."""
+        """Hash: "run", what the run is; "epoch.n", a batch's letters; "epoch.n:u", its receipt; "epoch.n:p", places."""
         return f"{self.prefix}{OWN}run:{run_id}:j"
 
-    def quarantine(self, run_id: str, queue: str) -> str:
+    def quarantine(self, run_id: str, queue: str, part: int = 1) -> str:
         """List: messages that a run took out of circulation, as they were. Never expires."""
-        return f"{self.prefix}{OWN}run:{run_id}:q:{queue}"
+        return f"{self.prefix}{OWN}run:{run_id}:q{f'.{part}' if part > 1 else ''}:{queue}"
+
+    def quarantined(self, key: str) -> tuple[str, str] | None:
+        """Return run and queue of a quarantine's key; None for another key."""
+        run_id, part, queue = [*key.removeprefix(f"{self.prefix}{OWN}run:").split(":", 2), "", ""][:3]
+        is_one = key.startswith(f"{self.prefix}{OWN}run:") and (part == "q" or part.startswith("q."))
+        return (run_id, queue) if is_one else None
+
+    def work(self, run_id: str, queue: str) -> str:
+        """List: a queue's messages while a run sorts them; what it still holds after a crash is put back by resume."""
+        return f"{self.prefix}{OWN}run:{run_id}:w:{queue}"
+
+    @property
+    def own_runs(self) -> str:
+        """What the key of everything that belongs to one run begins with."""
+        return f"{self.prefix}{OWN}run:"
 
     def quarantine_notes(self, run_id: str) -> str:
         """Hash: delivery tag or digest → JSON of where a quarantined message came from, and why."""

@@ -1,4 +1,4 @@
-"""Findings → what would be changed, as data that can be read, counted, limited and compared."""
+"""Findings → what would be changed, as data that can be read, counted, limited, saved, compared and refused."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from opslib.errors import PlanTooLarge
+import msgspec
+
+from opslib import __version__
+from opslib.errors import PlanTooLarge, Refused
+
+SCHEMA_VERSION = 1
+#: What was judged longer ago than this is looked at again before it is acted upon.
+LIFE_S = 15 * 60.0
+#: A file that weighs more is no plan that a person has read.
+MOST_BYTES = 64 * 1024 * 1024
 
 
 class Kind(StrEnum):
@@ -22,22 +32,49 @@ class Kind(StrEnum):
         STOP: Revoke a task everywhere, end it where its pool can, and quarantine every copy of it.
 
         QUARANTINE: Take one message out of circulation and keep it.
+
+        PURGE: Take every message of a queue out of circulation at once and keep them.
+
+        MOVE: Put waiting messages into another queue.
+
+        REORDER: Put a waiting message elsewhere in its own list.
+
+        REPAIR: Make the unacked hash and its index agree on one delivery tag.
+
+        DELETE: Remove a key, after its value is in the run's vault.
+
+        EXPIRE: Give a key a life, or a shorter one.
+
+        PAUSE: Have nodes stop consuming a queue.
+
+        RESUME: Have nodes consume a queue.
+
+        UNDO: Put back what an action of an earlier run changed.
     """
 
     RESTORE = "restore"
     STOP = "stop"
     QUARANTINE = "quarantine"
+    PURGE = "purge"
+    MOVE = "move"
+    REORDER = "reorder"
+    REPAIR = "repair"
+    DELETE = "delete"
+    EXPIRE = "expire"
+    PAUSE = "pause"
+    RESUME = "resume"
+    UNDO = "undo"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Copy:
     """
-    One message that an action is about, as it was observed; applied only if it still is so.
+    One message, list or key that an action is about, as it was observed; applied only if it still is so.
 
     Attributes:
-        place: "waiting" or "unacked".
+        place: "waiting", "unacked" or "index" for one message; "list" for all that a list holds; "key" for a key.
 
-        key: List that holds it, or the unacked hash.
+        key: List that holds it, the unacked hash, or the key itself.
 
         queue: Queue that it belongs to; names its quarantine.
 
@@ -47,16 +84,22 @@ class Copy:
 
         score: The index's score that was seen; None if there was none.
 
-        sha256: Of the stored bytes that were seen.
+        sha256: Of the stored bytes that were seen; empty for a whole list.
+
+        count: Messages that a whole list held.
+
+        life_s: How long a key had to live; negative for ever, None for unknown.
     """
 
     place: str
     key: str
-    queue: str
-    delivery_tag: str
-    sha256: str
+    queue: str = ""
+    delivery_tag: str = ""
+    sha256: str = ""
     priority: int = 0
     score: float | None = None
+    count: int = 1
+    life_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +122,9 @@ class Action:
 
         terminate: Whether the running task may be ended.
 
-        why: Code of the finding that asks for it.
+        ttl_s: Seconds that a key shall live from now on; None for no change.
+
+        why: Code of the finding that asks for it; empty where a person asked by name.
 
         effect: What happens, and what can go wrong, as a sentence.
     """
@@ -88,13 +133,19 @@ class Action:
     subject: str
     source: str
     destination: str
-    why: str
+    why: str = ""
     task: str = ""
     copies: tuple[Copy, ...] = ()
     node: str = ""
     terminate: bool = False
+    ttl_s: float | None = None
     effect: str = ""
     id: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many messages or keys it is about."""
+        return sum(copy.count for copy in self.copies)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,14 +156,26 @@ class Plan:
     Attributes:
         fingerprint: Identity of the server and database that it was made on; it applies only there.
 
+        made_at: When its facts were seen, by the server's clock; RFC 3339 in UTC.
+
+        expires_at: After this, a saved plan is refused.
+
         max_actions: Size that it must not exceed.
+
+        tool_version: Of the tool that made it; another one may mean something else by it.
+
+        continues: Run whose journal this goes on with, to finish or to undo it; empty for a run of its own.
     """
 
     target: str
     fingerprint: str
     actions: tuple[Action, ...] = ()
+    made_at: str = ""
+    expires_at: str = ""
     max_actions: int = 0
-    notes: tuple[str, ...] = field(default=())
+    tool_version: str = ""
+    continues: str = ""
+    schema_version: int = SCHEMA_VERSION
 
     def __iter__(self) -> Iterator[Action]:
         return iter(self.actions)
@@ -122,12 +185,12 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the canonical JSON of everything that it would do, and where."""
+        """Sha256 of the canonical JSON of everything that it would do, where, and until when."""
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def content(self) -> Mapping[str, object]:
-        """Return what the plan would do as JSON types, without the digest."""
-        return {"target": self.target, "fingerprint": self.fingerprint, "actions": [asdict(a) for a in self.actions]}
+        """Return the plan as JSON types, without the digest."""
+        return asdict(self)
 
     def summary(self) -> str:
         """Return the counts in words: "restore 4, stop 2"; "nothing" for an empty plan."""
@@ -136,11 +199,17 @@ class Plan:
 
 
 class Status(StrEnum):
-    """What became of an action."""
+    """
+    What became of an action.
+
+    Attributes:
+        UNVERIFIED: It was done, and then what it did could not be found; the run cannot tell what is true now.
+    """
 
     APPLIED = "applied"
     SKIPPED = "skipped"
     FAILED = "failed"
+    UNVERIFIED = "unverified"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,10 +232,19 @@ class Outcome:
 
 
 def make(
-    target: str, fingerprint: str, actions: Iterable[Action], *, max_actions: int, notes: Iterable[str] = ()
+    target: str,
+    fingerprint: str,
+    actions: Iterable[Action],
+    *,
+    max_actions: int,
+    made_at: datetime,
+    life_s: float = LIFE_S,
 ) -> Plan:
     """
     Number the actions and refuse too many of them.
+
+    Args:
+        made_at: When its facts were seen, by the server's clock.
 
     Raises:
         PlanTooLarge: If there are more than `max_actions`; a partial plan would be a surprise.
@@ -176,4 +254,53 @@ def make(
         raise PlanTooLarge(
             f"The plan has {len(numbered)} actions; max_actions allows {max_actions}. Nothing was changed."
         )
-    return Plan(target=target, fingerprint=fingerprint, actions=numbered, max_actions=max_actions, notes=tuple(notes))
+    return Plan(
+        target=target,
+        fingerprint=fingerprint,
+        actions=numbered,
+        made_at=instant(made_at),
+        expires_at=instant(made_at + timedelta(seconds=life_s)),
+        max_actions=max_actions,
+        tool_version=__version__,
+    )
+
+
+def write(plan: Plan) -> bytes:
+    """Return a plan as its file holds it: canonical JSON with its digest, the same bytes for the same plan."""
+    document = {"digest": plan.digest, **plan.content()}
+    return json.dumps(document, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def read(content: bytes) -> Plan:
+    """
+    Return the plan of a file, if not a byte of it was changed since it was written.
+
+    Raises:
+        Refused: If it is no plan, of another schema, or was edited.
+    """
+    hint = "Run the runbook again; it saves a new plan."
+    if len(content) > MOST_BYTES:
+        raise Refused(f"The plan's file has {len(content):,} bytes; {MOST_BYTES:,} is the most.", hint=hint)
+    try:
+        document = json.loads(content)
+        if isinstance(document, dict) and document.get("schema_version") != SCHEMA_VERSION:
+            raise Refused(f"The plan has schema {document.get('schema_version')!r}, not {SCHEMA_VERSION}.", hint=hint)
+        plan = msgspec.convert(document, Plan)
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        raise Refused(f"The file holds no plan: {error}.", hint=hint) from None
+    if write(plan) != content:
+        raise Refused("The plan was edited after it was made: its digest does not fit.", hint=hint)
+    return plan
+
+
+def stale(plan: Plan, now: datetime) -> bool:
+    """Whether a plan's facts are too old to be acted upon, by the server's clock."""
+    try:
+        return now >= datetime.fromisoformat(plan.expires_at)
+    except (ValueError, TypeError):
+        return True
+
+
+def instant(moment: datetime) -> str:
+    """Return an instant as a plan writes it: UTC, milliseconds, with a Z."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

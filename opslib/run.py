@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from opslib import errors, records, redact, settings
+from opslib import errors, folders, records, redact, session
 from opslib.catalog import Runbook, Value
-from opslib.errors import Exit, OpsError
-from opslib.findings import Verdict
-from opslib.records import RunContext, RunRecord
+from opslib.errors import OpsError
+from opslib.session import RunResult
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -31,7 +24,6 @@ if TYPE_CHECKING:
 
 #: A single cell may take this long; reading millions of messages takes minutes.
 CELL_TIMEOUT_S = 1800
-_NOTEBOOK = "runbook.ipynb"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -53,27 +45,6 @@ class Step:
     total: int
     took_s: float | None = None
     failed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunResult:
-    """
-    What a run left behind.
-
-    Attributes:
-        record: Read back from where the kernel wrote it; made here if the kernel could not.
-
-        report: Path of the HTML report; None if even that could not be written.
-    """
-
-    record: RunRecord
-    folder: Path
-    report: Path | None
-
-    @property
-    def exit_code(self) -> Exit:
-        """The exit code that the run's command ends with."""
-        return Exit(self.record.exit_code)
 
 
 Say = Callable[[Step], None]
@@ -103,54 +74,16 @@ def run(
     Raises:
         SettingsError: If the archive cannot be written.
     """
-    run_id = records.new_run_id(runbook.name)
-    folder = _folder(run_id)
-    context = RunContext(
-        run_id=run_id,
-        runbook=runbook.name,
-        target=target,
-        record=str(folder / "record.json"),
-        report=str((folder / "report.html").relative_to(settings.reports_root())),
-        operator=records.operator(),
-        reason=reason,
-        confirmed=confirmed,
-        started_at=records.now(),
-        parameters=dict(parameters),
+    context = session.context(
+        runbook.name, target=target, reason=reason, confirmed=confirmed, parameters=dict(parameters)
     )
+    folder = Path(context.record).parent
     redact.remember_environment()
-    with _environment(context, target), _sigterm_interrupts():
-        problem = _execute(runbook, parameters, folder / _NOTEBOOK, say)
-    with _uninterrupted():
-        record = _record(context, folder, problem)
-        return RunResult(record=record, folder=folder, report=_archive(runbook, record, folder))
-
-
-def _folder(run_id: str) -> Path:
-    from opslib.render import archive
-
-    root = settings.reports_root()
-    try:
-        return archive.create(root, run_id)
-    except OSError as error:
-        raise errors.SettingsError(
-            f"The archive {root} cannot be written: {error.strerror}.", hint="Set OPS_REPORTS to a folder that can be."
-        ) from None
-
-
-def _archive(runbook: Runbook, record: RunRecord, folder: Path) -> Path | None:
-    """Write report, checksums and the archive's index; a full disk costs the report, not the run's outcome."""
-    from opslib.render import archive, report
-
-    notebook = folder / _NOTEBOOK
-    try:
-        path = report.write_report(
-            folder / archive.REPORT, notebook if notebook.is_file() else None, record, declared=runbook.parameters
-        )
-        archive.seal(folder)
-        archive.index(settings.reports_root())
-    except OSError:
-        return None
-    return path
+    with session.environment(context), session.sigterm_interrupts():
+        problem = _execute(runbook, parameters, folder / folders.NOTEBOOK, say)
+    with session.uninterrupted():
+        record = session.concluded(context, problem)
+        return session.archived(record, folder, declared=runbook.parameters)
 
 
 def _execute(runbook: Runbook, parameters: Mapping[str, Value], output: Path, say: Say | None) -> OpsError | None:
@@ -273,78 +206,3 @@ def _hooks(runbook: Runbook, say: Say | None) -> dict[str, Any]:
             say(found)
 
     return {"on_cell_execute": start, "on_cell_executed": end}
-
-
-def _record(context: RunContext, folder: Path, problem: OpsError | None) -> RunRecord:
-    """Read the record that the kernel wrote; where it says less than happened here, say more."""
-    path = folder / "record.json"
-    try:
-        record = records.read(path)
-    except (OSError, msgspec.DecodeError):
-        record = records.unfinished(
-            context,
-            error={
-                "type": "NoRecord",
-                "message": "The runbook ended without its record: a cell stopped it before the last one.",
-                "hint": "",
-            },
-        )
-    if record.error and not problem:
-        problem = errors.RunbookFailed(record.error["message"])
-    if problem:
-        record.verdict = str(Verdict.UNKNOWN if problem.exit_code is Exit.CANNOT_SEE else Verdict.FAILED)
-        record.exit_code = int(problem.exit_code)
-        record.error = {"type": type(problem).__name__, "message": problem.message, "hint": problem.hint}
-    record.finished_at = record.finished_at or records.now()
-    records.write(record, path)
-    return record
-
-
-@contextmanager
-def _environment(context: RunContext, target: str) -> Iterator[None]:
-    """Tell the kernel about its run; a kernel inherits the environment at its start."""
-    with tempfile.TemporaryDirectory(prefix="opslib-") as private:
-        told = {
-            records.RUN_ENV: msgspec.json.encode(context).decode(),
-            "OPS_REPORTS": str(settings.reports_root()),
-            "OPS_PROJECT": str(settings.project(os.environ).absolute()),
-            "IPYTHONDIR": private,  # a user's start-up files are no part of a runbook,
-            "PYTHONSTARTUP": "",  # and IPython runs this one too
-        }
-        if target:
-            told["OPS_TARGET"] = target
-        before = {name: os.environ.get(name) for name in told}
-        os.environ.update(told)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does: with a report."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt("SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let the report be written, whoever is impatient by now."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

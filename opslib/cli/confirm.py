@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from opslib.errors import BadParameter, Refused
-
-if TYPE_CHECKING:
-    from opslib.records import RunRecord
-
-FILE = "confirmed.json"
 
 
 def pairs(given: Sequence[str]) -> dict[str, str]:
@@ -32,6 +24,17 @@ def pairs(given: Sequence[str]) -> dict[str, str]:
             raise BadParameter(f"Parameter {name.strip()} is given twice.")
         values[name.strip()] = value
     return values
+
+
+def exclusive(*, apply: bool, dry_run: bool) -> None:
+    """
+    Refuse two words that contradict each other.
+
+    Raises:
+        BadParameter: If both are given.
+    """
+    if apply and dry_run:
+        raise BadParameter("--apply and --dry-run exclude each other.")
 
 
 def possible(*, yes: bool) -> None:
@@ -59,32 +62,21 @@ def permitted(target: str, *, protected: bool, yes: bool, confirmed: str) -> Non
         raise Refused(f"{target} is protected. Nothing was changed.", hint=f"Add --confirm {target}.")
 
 
-def phrase(record: RunRecord) -> str:
+def phrase(target: str, verb: str, count: int) -> str:
     """Return what has to be typed: target, verb and count, so that no habit answers for a person."""
-    return f"{record.target} apply {len(_actions(record))}"
+    return f"{target} {verb} {count}"
 
 
-def ask(record: RunRecord) -> bool:
-    """Ask for the phrase; anything else is a no."""
+def ask(target: str, verb: str, count: int) -> bool:
+    """Ask for the phrase, to the letter; anything else is a no, and is told so."""
     from opslib.cli import output
 
-    wanted = phrase(record)
+    wanted = phrase(target, verb, count)
     output.say(f"To carry this out, type: {wanted}")
     try:
-        return input("> ").strip() == wanted
+        agreed = input("> ").strip() == wanted
     except EOFError:
-        return False
-
-
-def keep(record: RunRecord, folder: Path) -> str:
-    """Write down what was confirmed, so that the run that applies does this and nothing else; return the path."""
-    from opslib.records import write_atomically
-
-    path = folder / FILE
-    write_atomically(path, json.dumps([[action["kind"], action["subject"]] for action in _actions(record)]).encode())
-    return str(path)
-
-
-def _actions(record: RunRecord) -> list[dict[str, str]]:
-    actions = record.plan.get("actions", [])
-    return actions if isinstance(actions, list) else []
+        agreed = False
+    if not agreed:
+        output.say("That is not it. Nothing was changed.")
+    return agreed

@@ -23,6 +23,11 @@ Output = Annotated[Format, typer.Option("--output", "-o", help="Form of the data
 Json = Annotated[bool, typer.Option("--json", help="The same as -o json.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of a defect.")]
+Apply = Annotated[bool, typer.Option("--apply", help="Carry the plan out, instead of only showing it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing: the default.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before changing something.")]
+Confirm = Annotated[str, typer.Option("--confirm", metavar="TARGET", help="On a protected target: its name.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the record and the audit.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Show at most so many rows.")]
 Timeout = Annotated[str, typer.Option("--timeout", "-t", metavar="TIME", help="How long a silent node is waited for.")]
 

@@ -54,11 +54,11 @@ def open_(
     del verbose
     import webbrowser
 
-    from opslib import settings
+    from opslib import folders, settings
     from opslib.render import archive
 
     root = settings.reports_root()
-    report = archive.folder(root, archive.find(root, run_id).run_id) / archive.REPORT
+    report = folders.folder(root, archive.find(root, run_id).run_id) / folders.REPORT
     typer.echo(str(report))
     if not path_only and not webbrowser.open(report.as_uri()):
         output.say("No browser could be opened; the path is above.")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opslib.cli import confirm, options, output, progress
-from opslib.errors import BadParameter
+from opslib.cli import confirm, options, output, progress, results
 
 if TYPE_CHECKING:
     from opslib.catalog import Runbook, Value
-    from opslib.run import RunResult
+    from opslib.session import RunResult
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A runbook; `ops list` shows them.")]
 
@@ -80,13 +78,11 @@ def run(
         list[str], typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")
     ] = [],  # noqa: B006 - how Typer spells it
     target: options.Target = "",
-    apply: Annotated[bool, typer.Option("--apply", help="Carry the plan out, instead of only showing it.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing: the default.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --apply: do not ask.")] = False,
-    confirmed: Annotated[
-        str, typer.Option("--confirm", metavar="TARGET", help="With --apply on a protected target: its name.")
-    ] = "",
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the record and the audit.")] = "",
+    apply: options.Apply = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    confirmed: options.Confirm = "",
+    reason: options.Reason = "",
     env_file: options.EnvFile = "",
     output_form: options.Output = options.Format.TABLE,
     as_json: options.Json = False,
@@ -101,8 +97,7 @@ def run(
     del verbose
     from opslib import catalog
 
-    if apply and dry_run:
-        raise BadParameter("--apply and --dry-run exclude each other.")
+    confirm.exclusive(apply=apply, dry_run=dry_run)
     runbook = catalog.find(name)
     values = catalog.convert(runbook, confirm.pairs(parameter))
     if "dry_run" in values:
@@ -117,7 +112,7 @@ def run(
             result = _run(runbook, {**values, "dry_run": True}, chosen, reason, quiet=quiet)
         else:
             result = _applied(runbook, values, chosen, reason, yes=yes, confirmed=confirmed, quiet=quiet)
-    _conclude(result, form)
+    results.conclude(result, form)
 
 
 @contextlib.contextmanager
@@ -154,7 +149,7 @@ def _applied(
     runbook: Runbook, values: dict[str, Value], target: str, reason: str, *, yes: bool, confirmed: str, quiet: bool
 ) -> RunResult:
     """Carry out a plan: at once with --yes; otherwise look first, show the plan, and ask."""
-    from opslib import settings
+    from opslib import folders, settings
 
     confirm.permitted(target, protected=settings.load(target).protected, yes=yes, confirmed=confirmed)
     if yes:
@@ -162,9 +157,8 @@ def _applied(
     looked = _run(runbook, {**values, "dry_run": True}, target, reason, quiet=quiet)
     if looked.record.error or not looked.record.plan.get("actions"):
         return looked
-    output.show(*_summary(looked))
-    if not confirm.ask(looked.record):
-        output.say("That is not it. Nothing was changed.")
+    output.show(*results.summary(looked))
+    if not confirm.ask(target, "apply", len(looked.record.plan["actions"])):  # type: ignore[arg-type]
         return looked
     return _run(
         runbook,
@@ -172,24 +166,5 @@ def _applied(
         target,
         reason,
         quiet=quiet,
-        confirmed=confirm.keep(looked.record, looked.folder),
+        confirmed=str(looked.folder / folders.PLAN),
     )
-
-
-def _summary(result: RunResult) -> tuple[object, ...]:
-    from opslib.render import summary
-
-    report = os.path.relpath(result.report) if result.report else ""
-    return summary.of_run(result.record, report, by_make="MAKELEVEL" in os.environ)
-
-
-def _conclude(result: RunResult, form: options.Format) -> None:
-    """Print what the run came to, and end with its exit code."""
-    if form is options.Format.TABLE:
-        output.show(*_summary(result))
-    elif form is options.Format.IDS:
-        output.emit(result.record.remaining, form, table=lambda: "", ids=lambda row: str(row["subject"]))
-    else:
-        output.document(result.record, form)
-    sys.stdout.flush()
-    raise typer.Exit(int(result.exit_code))

@@ -19,6 +19,11 @@ import msgspec
 from opslib import records
 from opslib.errors import Exit, NotFound, OpsError
 from opslib.findings import Verdict
+from opslib.folders import MANIFEST as MANIFEST
+from opslib.folders import NOTEBOOK as NOTEBOOK
+from opslib.folders import PATTERN, folder
+from opslib.folders import RECORD as RECORD
+from opslib.folders import REPORT as REPORT
 from opslib.records import RunRecord
 from opslib.render import words
 from opslib.render.page import opslib_version, page
@@ -27,37 +32,8 @@ from opslib.render.words import SIGNS
 if TYPE_CHECKING:
     from opslib.catalog import Parameter
 
-RECORD, REPORT, NOTEBOOK, MANIFEST = "record.json", "report.html", "runbook.ipynb", "manifest.sha256"
 #: Runs on the index page; index.jsonl has them all.
 NEWEST = 500
-_RUN_ID = re.compile(
-    r"(?P<year>[0-9]{4})(?P<month>[0-9]{2})(?P<day>[0-9]{2})T[0-9]{6}Z-[a-z0-9]+(?:-[a-z0-9]+)*-[0-9a-f]{6}"
-)
-_LONGEST_ID = 120
-
-
-def folder(root: Path, run_id: str) -> Path:
-    """
-    Return where a run is archived: `<root>/YYYY/MM/DD/<run_id>`, whether it exists or not.
-
-    Raises:
-        NotFound: If the id is none; a path can never pass for one.
-    """
-    match = _RUN_ID.fullmatch(run_id) if len(run_id) <= _LONGEST_ID else None
-    if not match:
-        raise NotFound(
-            f"{words.shown(run_id, 80)!r} is not a run id.",
-            hint="They look like 20261121T021500Z-stuck-tasks-7f3a9c; see `ops reports list`.",
-        )
-    return root / match["year"] / match["month"] / match["day"] / run_id
-
-
-def create(root: Path, run_id: str) -> Path:
-    """Make the folder of a run, and those above it, readable for their owner only; return it."""
-    path = folder(root, run_id)
-    for each in [*reversed(path.relative_to(root).parents), path.relative_to(root)]:
-        (root / each).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
 
 
 def keep(root: Path, run: Path, record: RunRecord) -> Path | None:
@@ -151,7 +127,7 @@ def _folders(root: Path) -> Iterator[Path]:
     for year in _below(root, r"[0-9]{4}"):
         for month in _below(year, r"[0-9]{2}"):
             for day in _below(month, r"[0-9]{2}"):
-                yield from _below(day, _RUN_ID.pattern)
+                yield from _below(day, PATTERN)
 
 
 def _below(path: Path, pattern: str) -> list[Path]:

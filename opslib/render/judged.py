@@ -68,13 +68,8 @@ def comparison(before: Iterable[Finding | Row], after: Iterable[Finding | Row]) 
 
 def plan(proposed: Plan | Row) -> Table:
     """Return what a plan would do."""
-    content: Row = (
-        {**proposed.content(), "digest": proposed.digest, "notes": proposed.notes}
-        if isinstance(proposed, Plan)
-        else proposed
-    )
+    content: Row = {**proposed.content(), "digest": proposed.digest} if isinstance(proposed, Plan) else proposed
     actions = [row_of(action) for action in content.get("actions") or ()]
-    notes = [str(note) for note in content.get("notes") or ()]
     bound = (
         f"{words.plural(len(actions), 'action')}: {words.kinds(actions)}. Digest {str(content.get('digest', ''))[:12]}."
     )
@@ -88,7 +83,7 @@ def plan(proposed: Plan | Row) -> Table:
             Column("What happens"),
         ),
         rows=[_action(row) for row in actions],
-        caption=" ".join([bound, *notes]),
+        caption=bound,
         empty="Nothing would be done.",
         limit=200,
         stack=True,

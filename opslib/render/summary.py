@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from opslib.plan import Status
+from opslib.plan import LIFE_S, Status
 from opslib.render import judged, words
 from opslib.render.grid import Column, Line, Table
 from opslib.render.words import Row
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 #: Ids of one group that are spelled out; the report has them all.
 _SUBJECTS = 6
+_LIFE = f"{LIFE_S / 60:.0f} min"
 #: Outcomes that are all spelled out on a terminal.
 _OUTCOMES = 20
 
@@ -95,9 +96,11 @@ def _next(run: RunRecord, report: str, *, by_make: bool) -> list[str]:
         lines.append(run.error["hint"])
     actions = words.actions_of(run)
     if run.dry_run and actions and not run.error:
-        ours = f"ops run {run.runbook} --target {run.target} --apply"
-        makes = f'make runbook name={run.runbook} target={run.target} args="--apply"'
-        lines.append(f"Would: {words.kinds(actions)}. To do so: {makes if by_make else ours}")
+        lines.append(f"Would: {words.kinds(actions)}. To do just that, within {_LIFE}: ops apply {run.run_id}")
+        if by_make:
+            lines.append(f'Or, looking anew: make runbook name={run.runbook} target={run.target} args="--apply"')
+    if words.done(run)[Status.APPLIED] and not run.dry_run:
+        lines.append(f"To put it back: ops undo {run.run_id}")
     if report:
         lines.append(f"Report: {report}")
     return lines

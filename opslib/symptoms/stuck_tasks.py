@@ -175,7 +175,9 @@ def plan(snapshot: Snapshot, findings: Iterable[Finding], *, max_actions: int) -
     ]
     told = {f.subject for f in certain if f.code == "unreadable-message"}
     actions += [_quarantine(message) for message in snapshot.unreadable if message.sha256 in told]
-    return plans.make(snapshot.target, snapshot.fingerprint, actions, max_actions=max_actions)
+    return plans.make(
+        snapshot.target, snapshot.fingerprint, actions, max_actions=max_actions, made_at=snapshot.taken_at
+    )
 
 
 def _stop(snapshot: Snapshot, finding: Finding) -> Action:

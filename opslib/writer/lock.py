@@ -1,26 +1,36 @@
-"""A broker → the one lock that allows changes to it, compared inside every script that makes one."""
+"""A broker → the one lock that allows changes to it, compared inside every script that makes one; and who holds it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 
-from opslib import records, redact
-from opslib.errors import LockHeld
+from opslib import records, redact, refusals
+from opslib.broker import CLIENT_NAME
+from opslib.errors import LockHeld, Refused
 from opslib.interrupts import deferred
-from opslib.writer import scripts
+from opslib.writer import audit, scripts
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
 #: A holder that dies frees the broker after this.
 LIFE_MS = 60_000
+#: So much of the token names a lock; what is shown is more than what has to be typed.
+SHOWN_ID, SHORTEST_ID = 12, 8
+SHORTEST_REASON = 10
+_AUDIT_ENTRIES = 100_000
+_TEXTS = ("run", "runbook", "who", "host", "started")
+_BATCH = re.compile(r"(\d+)\.(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +51,43 @@ class Lock:
     def renew(self) -> bool:
         """Prolong the lock's life; False if somebody else holds it by now."""
         return _keep(self.broker, self.token, LIFE_MS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    """
+    Who holds a lock, as it says itself and as the server sees it.
+
+    Attributes:
+        lock_id: Names this taking of the lock: the beginning of its token. Empty for what is not even a string.
+
+        run: Empty for a lock that is none of ours.
+
+        age_s: By the server's clock; None where the lock does not say when it was taken.
+
+        remaining_ms: After which it frees itself; None for never.
+
+        connected: Whether a client of that run is connected; None if that may not be seen.
+
+        last_batch: The latest batch in the run's journal, with its letters, or "intent".
+    """
+
+    lock_id: str
+    run: str = ""
+    runbook: str = ""
+    who: str = ""
+    host: str = ""
+    pid: int | None = None
+    started: str = ""
+    age_s: float | None = None
+    remaining_ms: int | None = None
+    connected: bool | None = None
+    last_batch: str = ""
+    last_letters: str = ""
+
+    def __str__(self) -> str:
+        whose = f"{self.run} by {self.who} on {self.host}, since {self.started}" if self.run else "of unknown shape"
+        return redact.plain(f"{whose} (lock id {self.lock_id or 'none'})").replace("\n", " ")
 
 
 @contextmanager
@@ -68,7 +115,11 @@ def held(broker: Broker, *, run_id: str, plan_digest: str) -> Iterator[Lock]:
         broker.writes.eval(scripts.text("take_lock"), 2, keys.lock, keys.epoch, json.dumps(holder), token, LIFE_MS),
     )
     if said == b"HELD":
-        raise LockHeld(f"{broker.target.name} is being changed by another run: {_describe(detail)}.")
+        raise LockHeld(
+            f"{broker.target.name} is being changed by another run: {_holder(detail)}.",
+            hint=f"Wait for it to finish. `ops unlock --target {broker.target.name}` shows whether it still lives; "
+            "the lock frees itself a minute after its holder has died.",
+        )
     try:
         yield Lock(broker=broker, token=token, epoch=int(detail))
     finally:
@@ -78,15 +129,154 @@ def held(broker: Broker, *, run_id: str, plan_digest: str) -> Iterator[Lock]:
             _keep(broker, token, 0)
 
 
+def look(broker: Broker) -> Holder | None:
+    """
+    Return who holds the broker's lock, without touching it; None if it is free.
+
+    Raises:
+        OpsError: If the server does not answer, or does not permit to read the lock.
+    """
+    if True:
+        name = broker.keys.lock
+        kind = cast("bytes", broker.reads.type(name))
+        raw = cast("bytes | None", broker.reads.get(name)) if kind == b"string" else b""
+        life = broker.reads.pttl(name)
+        if kind == b"none" or raw is None or life == -2:  # it was let go of in between
+            return None
+        found = _holder(raw)
+        batch, letters = _last_batch(broker, found.run) if found.run else ("", "")
+        return replace(
+            found,
+            age_s=_age(found.started, broker.server_time()),
+            remaining_ms=None if life < 0 else life,
+            connected=_connected(broker, found.run) if found.run else None,
+            last_batch=batch,
+            last_letters=letters,
+        )
+
+
+def unlock(broker: Broker, lock_id: str, reason: str, *, though_connected: bool = False) -> Holder | None:
+    """
+    Take the lock from whoever holds it, and put that on record; return who it was, or None if it was free by then.
+
+    A run that lives on all the same writes nothing more: its token is compared in every script.
+
+    Args:
+        lock_id: The beginning of the lock's token, so that no other lock than the one that was looked at is taken.
+
+        though_connected: Also from a run whose client is still there.
+
+    Raises:
+        Refused: If the id is not this lock's or too short, the reason is missing, or the holder is still connected.
+
+        OpsError: If the server does not answer; then the lock may be there or not.
+    """
+    lock_id, reason = lock_id.strip(), reason.strip()
+    if len(lock_id) < SHORTEST_ID:
+        raise Refused(
+            f"A lock id has at least {SHORTEST_ID} characters. Nothing was changed.", hint="`ops unlock` shows it."
+        )
+    if len(reason) < SHORTEST_REASON:
+        raise Refused(
+            f"Unlocking needs a reason of at least {SHORTEST_REASON} characters. Nothing was changed.",
+            hint="Add --reason with what you know about the run that holds it.",
+        )
+    found = look(broker)
+    if found is None:
+        return None
+    line: dict[str, object] = {"target": broker.target.name, "lock": lock_id, "holder": asdict(found), "reason": reason}
+    why = _why_not(found, lock_id, though_connected=though_connected)
+    if why:
+        audit.note("unlock", stage="refused", why=why.message, **line)
+        raise why
+    with deferred():
+        audit.write("unlock", stage="intent", **line)
+        try:
+            said, detail = _take(broker, lock_id, line)
+        except Exception as error:
+            known = refusals.of(error, broker.target.shown_broker)
+            audit.note("unlock", stage="result", said="ERROR", why=known.message, **line)
+            raise known from error
+        audit.note("unlock", stage="result", said=said, **line)
+    if said == "OTHER":
+        raise _changed_hands(_holder(detail))
+    if said not in {"FREED", "FREE"}:
+        raise Refused(f"The server refused to unlock: {said} {detail.decode(errors='replace')}. Nothing was changed.")
+    return found if said == "FREED" else None
+
+
+def _take(broker: Broker, lock_id: str, line: Mapping[str, object]) -> tuple[str, bytes]:
+    keys = broker.keys
+    told = redact.text(json.dumps({**line, "by": records.operator(), "host": socket.gethostname()}))
+    answer = broker.writes.eval(scripts.text("unlock"), 2, keys.lock, keys.audit, lock_id, told, _AUDIT_ENTRIES)
+    said, detail = [*cast("list[bytes]", answer), b""][:2]
+    return said.decode(), detail
+
+
+def _why_not(found: Holder, lock_id: str, *, though_connected: bool) -> Refused | None:
+    if not found.lock_id:
+        return Refused("What has the lock's name is no lock. Nothing was changed.", hint="A person has to look at it.")
+    if not found.lock_id.startswith(lock_id[:SHOWN_ID]):
+        return _changed_hands(found)
+    if found.connected and not though_connected:
+        return Refused(
+            f"The run that holds the lock is still connected: {found}. Nothing was changed.",
+            hint="It may only be slow: wait for it, or end it. --yes takes the lock all the same; "
+            "the run then stops before its next change.",
+        )
+    return None
+
+
+def _changed_hands(found: Holder) -> Refused:
+    return Refused(
+        f"The lock is not the one that was named, but {found}. Nothing was changed.",
+        hint="`ops unlock` shows who holds it now.",
+    )
+
+
 def _keep(broker: Broker, token: str, life_ms: int) -> bool:
     return bool(broker.writes.eval(scripts.text("keep_lock"), 1, broker.keys.lock, token, life_ms))
 
 
-def _describe(holder: bytes) -> str:
+def _holder(raw: bytes) -> Holder:
+    """Return what a lock says of itself; one that is none of ours is named by its content, as unlock.lua does it."""
     try:
-        found = json.loads(holder)
-    except ValueError:
-        return "a lock of unknown shape"
-    return redact.plain(
-        f"{found.get('run')} by {found.get('who')} on {found.get('host')}, since {found.get('started')}"
-    )
+        told = json.loads(raw)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict) or not isinstance(told.get("token"), str):
+        return Holder(lock_id=hashlib.sha1(raw, usedforsecurity=False).hexdigest()[:SHOWN_ID] if raw else "")
+    run, runbook, who, host, started = (str(told.get(name) or "") for name in _TEXTS)
+    pid = told["pid"] if isinstance(told.get("pid"), int) else None
+    lock_id = told["token"][:SHOWN_ID]
+    return Holder(lock_id=lock_id, run=run, runbook=runbook, who=who, host=host, pid=pid, started=started)
+
+
+def _age(started: str, now: datetime) -> float | None:
+    with suppress(ValueError, TypeError):
+        return max(0.0, (now - datetime.fromisoformat(started).astimezone(UTC)).total_seconds())
+    return None
+
+
+def _connected(broker: Broker, run_id: str) -> bool | None:
+    """Whether a client is named for a run."""
+    from redis.exceptions import ResponseError
+
+    try:
+        clients = broker.reads.client_list()
+    except ResponseError:  # not permitted, or not to be had with a service
+        return None
+    return any(client.get("name") == f"{CLIENT_NAME}:{run_id}" for client in clients)
+
+
+def _last_batch(broker: Broker, run_id: str) -> tuple[str, str]:
+    """Return number and letters of a run's latest batch; nothing for a run that has no journal."""
+    from redis.exceptions import ResponseError
+
+    last, letters = (0, 0), b""
+    with suppress(ResponseError):
+        for name, value in broker.reads.hscan_iter(broker.keys.journal(run_id), match="[0-9]*.*[0-9]", count=200):
+            number = _BATCH.fullmatch(cast("bytes", name).decode("utf-8", "replace"))
+            if number and (at := (int(number[1]), int(number[2]))) > last:
+                last, letters = at, cast("bytes", value)
+    return (f"{last[0]}.{last[1]}", letters.decode("utf-8", "backslashreplace")) if any(last) else ("", "")

@@ -1,35 +1,52 @@
-"""Messages to move → batches through the one script that moves them, journalled so that asking again does nothing."""
+"""Messages to move → batches through the one script that moves them, each with a receipt that leads back."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import time
+import base64
+import hashlib
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import Any
 
 from opslib import refusals
-from opslib.errors import OpsError, Refused
-from opslib.interrupts import deferred
-from opslib.writer import audit, scripts
-from opslib.writer.lock import LIFE_MS
-
-if TYPE_CHECKING:
-    from opslib.broker import Broker
-    from opslib.writer.lock import Lock
+from opslib.errors import OpsError
+from opslib.writer.primitive import Primitive
 
 BATCH_BYTES = 256 * 1024
 BATCH_MOVES = 50
-_AUDIT_ENTRIES = 100_000
-JOURNAL_LIFE_S = 14 * 86_400
-#: Before a batch without an answer is asked for again; its journal says whether it ran.
-_ASK_AGAIN_S = 0.3
 
-MOVED, GONE, CHANGED = "A", "G", "C"
+MOVED, GONE, CHANGED, TAKEN = "A", "G", "C", "X"
+#: Moved as well, but to the end that is served next: the list has moved on, and its old place with it.
+MOVED_NEXT = "N"
 #: For what was not tried any more, after a batch before it failed.
 UNDONE = "U"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """
+    Where a message is, or should be.
+
+    Attributes:
+        key: List or hash.
+
+        index: Sorted set beside a hash; empty for a list.
+
+        tag: Field of the hash; empty for a list.
+
+        score: Score in the sorted set, as the server spells it where it came from there; None to compare none, or to
+            write none.
+
+        served: "next", "last", or "p/length": behind p others in a list that still has this length; without a length,
+            whatever it has.
+    """
+
+    key: str
+    index: str = ""
+    tag: str = ""
+    score: float | str | None = None
+    served: str = "last"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,51 +55,39 @@ class Move:
     One message, from where it was seen to where it should be.
 
     Attributes:
-        subject: What it is about, for the audit.
+        action: Number of the action in its plan.
 
-        source: List or hash that holds it.
-
-        index: Sorted set beside a hash; empty for a list.
-
-        delivery_tag: Field of the hash; empty for a list.
-
-        score: Score that was seen; None to compare none.
+        subject: What it is about, for the audit; `task` is its name where it has one.
 
         seen: Bytes as they were seen; it moves only if they still are so.
-
-        destination: List that it goes to.
-
-        served: "next" or "last".
 
         written: Bytes to write; empty for the bytes as seen.
 
         note: What quarantine remembers of it, under `note_field`; empty for nothing.
+
+        undoes: Batch and item that this puts back.
     """
 
     subject: str
-    source: str
+    source: Place
+    destination: Place
     seen: bytes
-    destination: str
-    index: str = ""
-    delivery_tag: str = ""
-    score: float | None = None
-    served: str = "last"
+    action: int = 0
+    task: str = ""
     written: bytes = b""
     note_field: str = ""
     note: str = ""
+    undoes: tuple[str, int] | None = None
 
-
-class Fenced(Refused):
-    """Raised when the lock was lost: another run may be changing the broker by now."""
+    @property
+    def arrives(self) -> bytes:
+        """The bytes that its destination holds afterwards."""
+        return self.written or self.seen
 
 
 class Mover:
     """
-    Runs batches under one lock and one journal.
-
-    Args:
-        run_id: Names the journal; a batch that was already done under it is not done again. A batch's number starts
-            with the lock's, so that a second plan of the same run is not taken for the first one asked again.
+    Moves messages batch by batch.
 
     Attributes:
         halted: Why the last moves that are UNDONE were not tried.
@@ -90,106 +95,99 @@ class Mover:
 
     halted: str = ""
 
-    def __init__(self, broker: Broker, lock: Lock, *, run_id: str, plan_digest: str) -> None:
-        self._broker, self._lock, self._run_id, self._digest = broker, lock, run_id, plan_digest
-        self._numbers = itertools.count(1)
+    def __init__(self, primitive: Primitive) -> None:
+        self.primitive = primitive
 
     def move(self, moves: Sequence[Move]) -> list[str]:
         """
-        Move every message and return a letter for each: MOVED, GONE or CHANGED.
+        Move every message and return a letter for each.
 
         Once a batch was done, a later one that fails ends it without an error, so that the account stays whole: what
         was not done is UNDONE, and `halted` says why.
 
         Raises:
-            Fenced: If the lock was lost; nothing of the batch was written.
+            Refused: If the first batch could not be done; nothing was changed.
 
-            Refused: If a key has another type than it should, or a right is missing; nothing of the batch was written.
-
-            redis.exceptions.RedisError: If the server does not say what became of a batch, asked twice.
+            redis.exceptions.RedisError: If the server does not say what became of the first batch, asked twice.
         """
         from redis.exceptions import RedisError
 
         letters: list[str] = []
-        for batch in _batches(moves):
+        for batch in self._batches(moves):
             try:
                 letters += self._batch(batch)
             except (OpsError, RedisError) as error:
                 if not letters:
                     raise
-                self.halted = refusals.of(error, self._broker.target.shown_broker).message
+                self.halted = refusals.of(error, self.primitive.broker.target.shown_broker).message
                 return letters + [UNDONE] * (len(moves) - len(letters))
         return letters
 
-    def close(self) -> None:
-        """Let the journal expire, now that nobody will ask for its batches again; what is quarantined never does."""
-        from redis.exceptions import RedisError
-
-        with suppress(RedisError):
-            self._broker.writes.expire(self._broker.keys.journal(self._run_id), JOURNAL_LIFE_S)
-
     def _batch(self, batch: Sequence[Move]) -> str:
-        number = f"{self._lock.epoch}.{next(self._numbers)}"
-        line = {"batch": number, "plan": self._digest, "moves": [[m.subject, m.source, m.destination] for m in batch]}
-        with deferred():  # Ctrl-C waits for the batch and its line in the audit
-            audit.write("intent", **line)
-            said, letters = self._call(number, batch, json.dumps({"run": self._run_id, "plan": self._digest}))
-            audit.note("result", batch=number, said=said, letters=letters)
-        if said in {"APPLIED", "REPLAY"}:
-            return letters
-        if said == "FENCED":
-            raise Fenced("The lock was lost while this run was paused; nothing more was changed.")
-        if said == "PARTIAL":
-            raise Refused(f"Batch {number} was begun and not ended; a person has to compare journal and quarantine.")
-        raise Refused(f"The server refused the batch: {said} {letters}; nothing of it was changed.")
-
-    def _call(self, number: str, batch: Sequence[Move], line: str) -> tuple[str, str]:
-        """Send a batch; one without an answer is asked for again under its number, which the journal makes safe."""
-        from redis.exceptions import ConnectionError as Lost
-        from redis.exceptions import TimeoutError as Late
-
-        keys, values = self._arguments(number, batch, line)
-        script = scripts.text("move")
-        try:
-            answer = self._broker.writes.eval(script, len(keys), *keys, *values)
-        except (Lost, Late):
-            time.sleep(_ASK_AGAIN_S)
-            answer = self._broker.writes.eval(script, len(keys), *keys, *values)
-        said, *rest = (part.decode() for part in cast("list[bytes]", answer))
-        return said, rest[0] if rest else ""
-
-    def _arguments(self, number: str, batch: Sequence[Move], line: str) -> tuple[list[str], list[bytes | str | int]]:
-        space = self._broker.keys
-        keys = [space.lock, space.journal(self._run_id), space.audit, space.quarantine_notes(self._run_id)]
-        values: list[bytes | str | int] = [self._lock.token, number, LIFE_MS, line, _AUDIT_ENTRIES]
-
-        def key(name: str) -> int:
-            if not name:
-                return 0
-            if name not in keys:
-                keys.append(name)
-            return keys.index(name) + 1
-
+        keys = self.primitive.keys(self.primitive.broker.keys.quarantine_notes(self.primitive.run_id))
+        values: list[bytes | str | float] = []
         for move in batch:
-            score = "" if move.score is None else repr(move.score)
-            values += [key(move.source), key(move.index), _bytes(move.delivery_tag), score, move.seen]
-            values += [key(move.destination), move.served, move.written, _bytes(move.note_field), move.note]
-        return [_bytes(name) for name in keys], values  # type: ignore[misc]  # redis-py takes both
+            for place in (move.source, move.destination):
+                values += [keys.number(place.key), keys.number(place.index), place.tag, _score(place.score)]
+                values += [move.seen] if place is move.source else [place.served]
+            values += [move.written, move.note_field, move.note]
+        answer = self.primitive.call(
+            "move",
+            keys,
+            values,
+            receipt={"op": "move", "items": [receipt(move) for move in batch]},
+            about={"moves": [[m.subject, m.source.key, m.destination.key] for m in batch]},
+        )
+        return answer.letters
 
-
-def _batches(moves: Sequence[Move]) -> Iterator[list[Move]]:
-    batch: list[Move] = []
-    weight = 0
-    for move in moves:
-        size = len(move.seen) + len(move.written)
-        if batch and (weight + size > BATCH_BYTES or len(batch) == BATCH_MOVES):
+    def _batches(self, moves: Sequence[Move]) -> Iterator[list[Move]]:
+        """Cut by bytes, and by how many the broker bears."""
+        batch: list[Move] = []
+        weight = 0
+        for move in moves:
+            size = len(move.seen) + len(move.written)
+            watch = self.primitive.watch
+            most = min(BATCH_MOVES, watch.batch) if watch else BATCH_MOVES
+            if batch and (weight + size > BATCH_BYTES or len(batch) >= most):
+                yield batch
+                batch, weight = [], 0
+            batch.append(move)
+            weight += size
+        if batch:
             yield batch
-            batch, weight = [], 0
-        batch.append(move)
-        weight += size
-    if batch:
-        yield batch
 
 
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+def receipt(move: Move) -> dict[str, Any]:
+    """Return what putting a message back needs: both places, and its old bytes where they differ from the new."""
+    kept: dict[str, Any] = {
+        "a": move.action,
+        "s": move.subject,
+        "t": move.task,
+        "from": [move.source.key, move.source.index, move.source.tag, move.source.score],
+        "to": [move.destination.key, move.destination.index, move.destination.tag, move.destination.score],
+        "sha": hashlib.sha256(move.arrives).hexdigest(),
+    }
+    if move.written and move.written != move.seen:
+        kept["old"] = _squeezed(move.seen, move.written)
+    if move.note_field:
+        kept["note"] = [move.note_field, move.note]
+    if move.undoes:
+        kept["undoes"] = list(move.undoes)
+    return kept
+
+
+def old_bytes(item: dict[str, Any], arrived: bytes) -> bytes:
+    """Return the bytes that a message had before it was moved, from its receipt and the bytes that it has now."""
+    if "old" not in item:
+        return arrived
+    return zlib.decompressobj(zdict=arrived).decompress(base64.b64decode(item["old"]))
+
+
+def _squeezed(old: bytes, new: bytes) -> str:
+    """Return the old bytes as little more than what differs from the new ones."""
+    packer = zlib.compressobj(zdict=new)
+    return base64.b64encode(packer.compress(old) + packer.flush()).decode()
+
+
+def _score(score: float | str | None) -> str:
+    return repr(score) if isinstance(score, float) else str(score or "")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from opslib.plan import Action, Outcome, Status
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
+    from opslib.writer.primitive import Primitive
 
 _ANSWER_S = 2.0
 #: A node forgets a task that it was told to end, and knows no second order for it: one that minds SIGTERM in its own
@@ -43,16 +44,16 @@ class _Progress:
 
 
 def stop(
-    broker: Broker,
+    primitive: Primitive,
     actions: Sequence[Action],
-    quarantine: Callable[[Whereabouts], dict[str, int]],
+    everything: Callable[[Whereabouts, Mapping[str, Action]], dict[str, int]],
     still_mine: Callable[[], bool],
 ) -> list[Outcome]:
     """
     Stop tasks for good and say how far that is proven.
 
     Args:
-        quarantine: Takes every message of what was found out of circulation; answers how many by task id.
+        everything: Takes every message of what was found out of circulation; answers how many by task id.
 
         still_mine: Renews the lock; nothing is ordered once it is lost.
     """
@@ -61,8 +62,15 @@ def stop(
             Outcome(action=action, status=Status.FAILED, reason="The lock was lost before it was begun.")
             for action in actions
         ]
+    broker = primitive.broker
     todo = {action.subject: _Progress(action=action) for action in actions}
+    by_id = {action.subject: action for action in actions}
+
+    def quarantine(seen: Whereabouts) -> dict[str, int]:
+        return everything(seen, by_id)
+
     _keep(broker, todo, quarantine)
+    _write_down(primitive, actions)
     _revoke(broker, todo)
     for progress in todo.values():
         if progress.action.terminate and still_mine():
@@ -80,6 +88,18 @@ def _keep(broker: Broker, todo: dict[str, _Progress], quarantine: Callable[[Wher
     """Quarantine what is there before any node hears of it: one that is about to start it would drop its message."""
     for task_id, moved in quarantine(find(broker, list(todo))).items():
         todo[task_id].quarantined += moved
+
+
+def _write_down(primitive: Primitive, actions: Sequence[Action]) -> None:
+    """Have the journal know of the revoke before any node does: whoever undoes this has to know that nodes remember."""
+    items = [{"a": action.id, "s": action.subject} for action in actions]
+    primitive.call(
+        "note",
+        primitive.keys(),
+        ["A" * len(items)],
+        receipt={"op": "note", "role": "revoke", "items": items},
+        about={"revoke": [action.subject for action in actions]},
+    )
 
 
 def _revoke(broker: Broker, todo: dict[str, _Progress]) -> None:

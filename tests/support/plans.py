@@ -13,10 +13,11 @@ from redis import Redis
 
 from opslib.broker import Broker
 from opslib.collectors import collect
-from opslib.plan import Plan
+from opslib.plan import Action, Copy, Kind, Outcome, Plan, make
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose, plan
-from opslib.writer import lock
+from opslib.writer import apply, lock, undo
 from opslib.writer.moves import Mover
+from opslib.writer.primitive import Primitive
 from tests.support.servers import dump
 
 RUN = "20261121T030000Z-trial-abc123"
@@ -37,7 +38,7 @@ def told(outcomes: Sequence[Any]) -> list[str]:
 def mover(broker: Broker, run_id: str = RUN) -> Iterator[Mover]:
     """Hold the lock, and give what moves messages under it."""
     with lock.held(broker, run_id=run_id, plan_digest="d") as held:
-        yield Mover(broker, held, run_id=run_id, plan_digest="d")
+        yield Mover(Primitive(broker, held, run_id=run_id, told={"plan": "d"}))
 
 
 def foreign(redis: Redis) -> dict[bytes, object]:
@@ -79,3 +80,46 @@ def interrupted(broker: Broker, after: Callable[[int], None]) -> Between:
     between = Between(broker.writes, after)
     broker.__dict__["writes"] = between  # where the cached property keeps it
     return between
+
+
+def planned(broker: Broker, *actions: Action, life_s: float = 900) -> Plan:
+    """Return a plan of these actions, made now on this server."""
+    return make(
+        broker.target.name,
+        broker.fingerprint,
+        actions,
+        max_actions=len(actions),
+        made_at=broker.server_time(),
+        life_s=life_s,
+    )
+
+
+def purge_of(broker: Broker, queue: str) -> Action:
+    """Return the purge of a queue as it is now, priorities included."""
+    lengths = {key: broker.reads.llen(key) for key in broker.keys.queue_lists(queue)}
+    copies = [Copy(place="list", key=key, queue=queue, count=length) for key, length in lengths.items() if length]
+    return Action(kind=Kind.PURGE, subject=queue, source=queue, destination="quarantine", copies=tuple(copies))
+
+
+def undone(broker: Broker, run_id: str) -> tuple[Outcome, ...]:
+    """Put back what a run changed."""
+    return apply(undo.plan(broker, run_id), broker, dry_run=False)
+
+
+def values(redis: Redis) -> dict[bytes, object]:
+    """Return what every foreign key holds, as its bytes, and when it expires to the second."""
+    found: dict[bytes, object] = {}
+    for key in redis.scan_iter():
+        if b"opslib:" in key:
+            continue
+        kind = redis.type(key)
+        read: dict[bytes, Callable[[], object]] = {
+            b"string": lambda key=key: redis.get(key),
+            b"list": lambda key=key: redis.lrange(key, 0, -1),
+            b"hash": lambda key=key: redis.hgetall(key),
+            b"set": lambda key=key: redis.smembers(key),
+            b"zset": lambda key=key: redis.zrange(key, 0, -1, withscores=True),
+        }
+        life = redis.pttl(key)
+        found[key] = (read[kind](), life if life < 0 else round((redis.time()[0] * 1000 + life) / 5000))
+    return found

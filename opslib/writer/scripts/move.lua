@@ -1,101 +1,137 @@
 -- Move messages from where they are to where they should be: each one whole, or not at all.
 --
--- KEYS: 1 lock, 2 journal, 3 audit, 4 notes, 5.. every list, hash and index that an item names
--- ARGV: 1 token, 2 batch, 3 life of the lock in ms, 4 audit line, 5 audit entries kept, then for each item:
---       source key no., index key no. (0: the source is a list), delivery tag, score ('' = none seen), bytes as seen,
---       destination key no., end ('next' is served first, 'last' last), bytes to write ('' = as seen), note field, note
--- Answers APPLIED and a letter for each item: A moved, G gone, C changed since it was seen; or, with nothing
--- written: FENCED, REPLAY and the letters of the first call, PARTIAL, or WRONGTYPE and the key.
---
--- Lua does not roll back. So everything is checked before the first write, the first write needs memory (a full
--- server refuses there), and each message is added before it is removed.
-local LOCK, JOURNAL, AUDIT, NOTES = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local FIRST, FIELDS = 6, 10
-
-local lock = redis.call('GET', LOCK)
-if not lock or cjson.decode(lock).token ~= ARGV[1] then return {'FENCED'} end
-
-local before = redis.call('HGET', JOURNAL, ARGV[2])
-if before == 'intent' then return {'PARTIAL'} end
-if before then return {'REPLAY', before} end
+-- KEYS: 4 notes, 5.. every list, hash and index that an item names
+-- ARGV, for each item: source key no., its index key no. (0: a list), tag, score ('' = none seen), bytes as seen,
+--   destination key no., its index key no. (0: a list), tag, score ('' = none), place ('next' is served first, 'last'
+--   last, 'P/L' = P messages are served before it, if the list still has L, 'P/' = whatever it has), bytes to write
+--   ('' = as seen), note field, note
+-- Letters: A moved, N moved, but next to be served, for the list has moved on; G gone; C changed since it was seen;
+--   X something is in its place. Seen: for each item 'P/L' of the list that it left, or the score that it had.
+local NOTES, FIELDS = KEYS[FIRST_KEY], 13
 
 local items = {}
 for at = FIRST, #ARGV, FIELDS do
   items[#items + 1] = {
     source = KEYS[tonumber(ARGV[at])], index = KEYS[tonumber(ARGV[at + 1])], tag = ARGV[at + 2], score = ARGV[at + 3],
-    seen = ARGV[at + 4], destination = KEYS[tonumber(ARGV[at + 5])],
-    push = ARGV[at + 6] == 'next' and 'RPUSH' or 'LPUSH',
-    written = ARGV[at + 7] ~= '' and ARGV[at + 7] or ARGV[at + 4], field = ARGV[at + 8], note = ARGV[at + 9],
+    seen = ARGV[at + 4], to = KEYS[tonumber(ARGV[at + 5])], to_index = KEYS[tonumber(ARGV[at + 6])],
+    to_tag = ARGV[at + 7], to_score = ARGV[at + 8], place = ARGV[at + 9],
+    written = ARGV[at + 10] ~= '' and ARGV[at + 10] or ARGV[at + 4], field = ARGV[at + 11], note = ARGV[at + 12],
   }
 end
 
-local function is(key, kind)
-  local found = redis.call('TYPE', key).ok
-  return found == kind or found == 'none'
-end
-
-local function allowed(...)
-  return not redis.acl_check_cmd or redis.acl_check_cmd(...)
-end
-
-local typed = {{JOURNAL, 'hash'}, {AUDIT, 'stream'}, {NOTES, 'hash'}}
+need(NOTES, 'hash')
+may('HSET', NOTES, 'field', 'note')
 for _, item in ipairs(items) do
-  typed[#typed + 1] = {item.source, item.index and 'hash' or 'list'}
-  typed[#typed + 1] = {item.destination, 'list'}
-  if item.index then typed[#typed + 1] = {item.index, 'zset'} end
+  need(item.source, item.index and 'hash' or 'list')
+  need(item.to, item.to_index and 'hash' or 'list')
+  if item.index then
+    need(item.index, 'zset')
+    may('HDEL', item.source, item.tag)
+    may('ZREM', item.index, item.tag)
+  else
+    may('LREM', item.source, '-1', item.seen)
+  end
+  if item.to_index then
+    need(item.to_index, 'zset')
+    may('HSET', item.to, item.to_tag, item.written)
+    may('ZADD', item.to_index, '0', item.to_tag)
+  else
+    may(item.place == 'last' and 'LPUSH' or 'RPUSH', item.to, item.written)
+    if item.place ~= 'last' and item.place ~= 'next' or item.source == item.to then may('LSET', item.to, '0', 'x') end
+  end
 end
-for _, pair in ipairs(typed) do
-  if not is(pair[1], pair[2]) then return {'WRONGTYPE', pair[1]} end
+if problem then return problem end
+
+-- Put a value behind so many others that are served before it, by moving the nearer end of the list one step aside.
+local function insert(list, value, served)
+  local behind = redis.call('LLEN', list) - served
+  if served == 0 then
+    redis.call('RPUSH', list, value)
+  elseif behind == 0 then
+    redis.call('LPUSH', list, value)
+  elseif served <= behind then
+    local others = redis.call('LRANGE', list, -served, -1)
+    redis.call('RPUSH', list, value)
+    for n = 1, served do redis.call('LSET', list, n - served - 1, others[n]) end
+    redis.call('LSET', list, -served - 1, value)
+  else
+    local others = redis.call('LRANGE', list, 0, behind - 1)
+    redis.call('LPUSH', list, value)
+    for n = 1, behind do redis.call('LSET', list, n - 1, others[n]) end
+    redis.call('LSET', list, behind, value)
+  end
 end
 
-local writable = allowed('HSET', JOURNAL, ARGV[2], 'intent') and allowed('HSET', NOTES, 'field', 'note')
-  and allowed('XADD', AUDIT, 'MAXLEN', '~', ARGV[5], '*', 'line', ARGV[4]) and allowed('PEXPIRE', LOCK, ARGV[3])
-if not writable then return {'NOPERM', JOURNAL} end
+-- Add a message to a list; answer whether it is where it was wanted.
+local function add(item, from)
+  local served, expected = string.match(item.place, '^(%d+)/(%d*)$')
+  if item.place == 'last' then
+    redis.call('LPUSH', item.to, item.written)
+  elseif not served or expected ~= '' and tonumber(expected) ~= redis.call('LLEN', item.to) then
+    redis.call('RPUSH', item.to, item.written)
+    return not served
+  else
+    served = math.min(tonumber(served), redis.call('LLEN', item.to) - (from and 1 or 0))
+    -- It leaves the same list: from in front of its new place, it still counts until it has left.
+    if from and from <= served then served = served + 1 end
+    insert(item.to, item.written, served)
+  end
+  return true
+end
 
-local letters = {}
+-- Take a message out of the list that it was added to as well: the copy that lay there before.
+local function leave_same(item, length, from)
+  local mark = 'opslib:leaving:' .. ARGV[1] .. ':' .. BATCH
+  local grown = redis.call('LLEN', item.source)
+  local at -- its place from the left now, whichever side the new one was put in
+  for _, candidate in ipairs({length - 1 - from, grown - 1 - from}) do
+    if redis.call('LINDEX', item.source, candidate) == item.seen then at = candidate end
+  end
+  redis.call('LSET', item.source, at, mark)
+  redis.call('LREM', item.source, '-1', mark)
+end
+
+begin()
+local letters, seen = {}, {}
 for n, item in ipairs(items) do
-  local removable
+  local letter, from, length = 'A', nil, nil
+  seen[n] = ''
   if item.index then
     local value, score = redis.call('HGET', item.source, item.tag), redis.call('ZSCORE', item.index, item.tag)
     if not value then
-      letters[n] = 'G'
+      letter = 'G'
     elseif value ~= item.seen or (item.score ~= '' and (not score or tonumber(score) ~= tonumber(item.score))) then
-      letters[n] = 'C'
+      letter = 'C'
     end
-    removable = allowed('HDEL', item.source, item.tag) and allowed('ZREM', item.index, item.tag)
+    seen[n] = score or ''
   else
-    if not redis.call('LPOS', item.source, item.seen, 'RANK', '-1') then letters[n] = 'G' end
-    removable = allowed('LREM', item.source, '-1', item.seen)
+    local at = redis.call('LPOS', item.source, item.seen, 'RANK', '-1')
+    if at then
+      length = redis.call('LLEN', item.source)
+      from = length - 1 - at
+      seen[n] = from .. '/' .. length
+    else
+      letter = 'G'
+    end
   end
-  if not removable or not allowed(item.push, item.destination, item.written) then return {'NOPERM', item.source} end
-end
-
-local function there(item)
-  if item.index then return redis.call('HEXISTS', item.source, item.tag) == 1 end
-  return redis.call('LPOS', item.source, item.seen, 'RANK', '-1')
-end
-
-redis.call('HSET', JOURNAL, ARGV[2], 'intent')
-local taken = {}
-for n, item in ipairs(items) do
-  local same = table.concat({item.source, item.tag, item.seen}, '\0')
-  if not letters[n] and taken[same] and not there(item) then letters[n] = 'G' end -- an equal item took the only copy
-  if not letters[n] then
-    taken[same] = true
+  if letter == 'A' and item.to_index and redis.call('HEXISTS', item.to, item.to_tag) == 1 then letter = 'X' end
+  if letter == 'A' then
     if item.field ~= '' then redis.call('HSET', NOTES, item.field, item.note) end
-    redis.call(item.push, item.destination, item.written)
+    if item.to_index then
+      redis.call('HSET', item.to, item.to_tag, item.written)
+      if item.to_score ~= '' then redis.call('ZADD', item.to_index, item.to_score, item.to_tag) end
+    elseif not add(item, item.source == item.to and from or nil) then
+      letter = 'N'
+    end
     if item.index then
       redis.call('HDEL', item.source, item.tag)
       redis.call('ZREM', item.index, item.tag)
+    elseif item.source == item.to then
+      leave_same(item, length, from)
     else
       redis.call('LREM', item.source, '-1', item.seen)
     end
-    letters[n] = 'A'
   end
+  letters[n] = letter
 end
-
-local answer = table.concat(letters)
-redis.call('HSET', JOURNAL, ARGV[2], answer)
-redis.call('XADD', AUDIT, 'MAXLEN', '~', ARGV[5], '*', 'batch', ARGV[2], 'letters', answer, 'line', ARGV[4])
-redis.call('PEXPIRE', LOCK, ARGV[3])
-return {'APPLIED', answer}
+return done(table.concat(letters), table.concat(seen, ','))

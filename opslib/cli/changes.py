@@ -1,0 +1,169 @@
+"""ops apply, ops undo, ops resume: a plan by the id of its run, put back by it, gone on with by it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from opslib.cli import confirm, options, output, results
+from opslib.errors import Refused
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+    from opslib.plan import Plan
+
+RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="As `ops reports list` shows it.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(apply)
+    app.command()(undo)
+    app.command()(resume)
+
+
+def apply(
+    run_id: RunId,
+    target: options.Target = "",
+    yes: options.Yes = False,
+    confirmed: options.Confirm = "",
+    reason: options.Reason = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Carry out the plan that a run saved: exactly that, each item only if it still is as it was planned.
+
+    Example: ops apply 20261121T021500Z-stuck-tasks-7f3a9c
+    """
+    del verbose
+    from opslib import direct, settings
+
+    form = output.form(output_form, as_json=as_json)
+    plan, record = direct.saved(settings.reports_root(), run_id)
+    direct.refused_unless_same(plan, target)
+    if not record.dry_run:
+        hint = f"`ops resume {run_id}` goes on with it, if it was interrupted."
+        raise Refused(f"Run {run_id} has applied its plan already. Nothing was changed.", hint=hint)
+    confirm.possible(yes=yes)
+    broker = output.open_broker(plan.target, env_file)
+    asks = Ask(yes=yes, confirmed=confirmed, reason=reason)
+    change(broker, plan, "apply", form, name=record.runbook, asks=asks, found=record.findings)
+
+
+def undo(
+    run_id: RunId,
+    target: options.Target = "",
+    apply: options.Apply = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    confirmed: options.Confirm = "",
+    reason: options.Reason = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Put back what a run changed: bytes, places, lives; with --apply, otherwise only say what that would do.
+
+    Example: ops undo 20261121T021500Z-stuck-tasks-7f3a9c --apply
+    """
+    del verbose
+    from opslib.writer import undo as undoing
+
+    form = output.form(output_form, as_json=as_json)
+    confirm.exclusive(apply=apply, dry_run=dry_run)
+    if apply:
+        confirm.possible(yes=yes)
+    broker = output.open_broker(target or _target_of(run_id), env_file)
+    plan = undoing.plan(broker, run_id)
+    asks = Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
+    change(broker, plan, "undo", form, name="undo", asks=asks)
+
+
+def resume(
+    run_id: RunId,
+    target: options.Target = "",
+    reason: options.Reason = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Finish a run that was interrupted while it changed something; it was confirmed when it was begun.
+
+    Example: ops resume 20261121T021500Z-stuck-tasks-7f3a9c
+    """
+    del verbose
+    from opslib import direct, settings
+    from opslib.writer import resume as resuming
+
+    form = output.form(output_form, as_json=as_json)
+    plan, record = direct.saved(settings.reports_root(), run_id)
+    direct.refused_unless_same(plan, target)
+    if record.parameters.get("dry_run") is not False:
+        raise Refused(f"Run {run_id} was a dry run.", hint=f"`ops apply {run_id}` applies its plan.")
+    broker = output.open_broker(plan.target, env_file)
+    left = resuming.remaining(plan, broker, run_id)
+    output.say(f"{len(plan) - len(left)} of {len(plan)} changes are made; going on with {left.summary()}.")
+    found = direct.run("resume", left, broker, dry_run=False, reason=reason or record.reason, runbook=record.runbook)
+    results.conclude(found, form)
+
+
+class Ask:
+    """How a change is confirmed on this command line."""
+
+    def __init__(self, *, apply: bool = True, yes: bool, confirmed: str, reason: str) -> None:
+        self.apply, self.yes, self.confirmed, self.reason = apply, yes, confirmed, reason
+
+
+def change(
+    broker: Broker,
+    plan: Plan,
+    verb: str,
+    form: options.Format,
+    *,
+    name: str,
+    asks: Ask,
+    found: list[dict[str, object]] | None = None,
+) -> NoReturn:
+    """
+    Carry out a command's plan as a run of its own, after a person agreed; without --apply only show and record it.
+
+    Raises:
+        Refused: If it is not confirmed as its target wants it.
+
+        typer.Exit: With the run's exit code; with 1 if the person said no.
+    """
+    from opslib import direct
+    from opslib.errors import Exit
+    from opslib.render import judged
+
+    dry_run = not asks.apply or not plan
+    if not asks.apply and form is options.Format.TABLE:
+        output.show(judged.plan(plan))
+    if asks.apply:
+        confirm.permitted(broker.target.name, protected=broker.target.protected, yes=asks.yes, confirmed=asks.confirmed)
+        if plan and not asks.yes:
+            output.show(judged.plan(plan))
+            if not confirm.ask(broker.target.name, verb, len(plan)):
+                raise typer.Exit(int(Exit.ATTENTION))
+    run = direct.run(name, plan, broker, dry_run=dry_run, reason=asks.reason, runbook=name, found=found or ())
+    results.conclude(run, form)
+
+
+def _target_of(run_id: str) -> str:
+    """Return the target of an archived run; empty where this archive does not know it."""
+    from opslib import settings
+    from opslib.errors import NotFound
+    from opslib.render import archive
+
+    try:
+        return archive.find(settings.reports_root(), run_id).target
+    except NotFound:
+        return ""

@@ -1,0 +1,133 @@
+"""A plan that a command makes → its run: the folder, record, audit and report of a runbook's, without a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opslib import errors, folders, records, redact, refusals, session
+from opslib import plan as plans
+from opslib.errors import NotFound, OpsError, Refused
+from opslib.plan import Plan
+from opslib.session import RunResult
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+    from opslib.facts import Snapshot
+    from opslib.findings import Finding
+    from opslib.records import RunRecord
+
+#: The judgement that fits any deployment, for a command that has no runbook of its own.
+_JUDGE = "stuck-tasks"
+
+
+def run(
+    name: str,
+    plan: Plan,
+    broker: Broker,
+    *,
+    dry_run: bool,
+    reason: str = "",
+    runbook: str = "",
+    found: Sequence[dict[str, object]] = (),
+) -> RunResult:
+    """
+    Carry out a plan, or only record it, look at the broker again, judge it, and archive the run, however it ends.
+
+    Args:
+        name: Of the run, as its id and its report have it: "undo", "purge-queue".
+
+        runbook: Whose judgement is asked what the deployment is like afterwards.
+
+        found: Findings of the run that made the plan.
+
+    Raises:
+        SettingsError: If the archive cannot be written.
+    """
+    parameters: dict[str, Any] = {"dry_run": dry_run, **({"run": plan.continues} if plan.continues else {})}
+    context = session.context(name, target=broker.target.name, reason=reason, parameters=parameters)
+    redact.remember_environment()
+    problem: OpsError | None = None
+    with session.environment(context), session.sigterm_interrupts():
+        records.draft([])
+        try:
+            record = _carried_out(plan, broker, dry_run=dry_run, judge=runbook or _JUDGE)
+            record.findings = list(found) or record.findings
+            records.write(record, context.record)
+        except KeyboardInterrupt:
+            problem = errors.Interrupted("The run was interrupted.", hint=_go_on(context.run_id, dry_run=dry_run))
+        except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
+            problem = refusals.of(error, broker.target.shown_broker)
+    with session.uninterrupted():
+        return session.archived(session.concluded(context, problem), Path(context.record).parent)
+
+
+def _go_on(run_id: str, *, dry_run: bool) -> str:
+    return "" if dry_run else f"`ops resume {run_id}` goes on with it; `ops undo {run_id}` puts back what was done."
+
+
+def _carried_out(plan: Plan, broker: Broker, *, dry_run: bool, judge: str) -> RunRecord:
+    from opslib.collectors import collect
+    from opslib.writer import apply
+
+    outcomes = apply(plan, broker, dry_run=dry_run)
+    after = collect(broker)
+    remaining = _judged(judge, after, broker)
+    return records.record(
+        records.context().runbook,
+        before=after,
+        findings=remaining,
+        plan=plan,
+        outcomes=outcomes,
+        after=after,
+        remaining=remaining,
+        dry_run=dry_run,
+    )
+
+
+def _judged(runbook: str, seen: Snapshot, broker: Broker) -> list[Finding]:
+    """Ask the runbook's own module, or the one that fits any deployment, what is wrong."""
+    name = f"opslib.symptoms.{runbook.replace('-', '_')}"
+    module = import_module(name if find_spec(name) else f"opslib.symptoms.{_JUDGE.replace('-', '_')}")
+    return list(module.diagnose(seen, module.Thresholds.of(broker)))
+
+
+def saved(root: Path, run_id: str) -> tuple[Plan, RunRecord]:
+    """
+    Return the plan that a run saved, and the run's record.
+
+    Raises:
+        NotFound: If there is no such run, or it made no plan.
+
+        Refused: If the plan was edited, or is of another schema.
+    """
+    from opslib.render import archive
+
+    record = archive.find(root, run_id)
+    path = folders.folder(root, record.run_id) / folders.PLAN
+    try:
+        return plans.read(path.read_bytes()), record
+    except OSError:
+        raise NotFound(
+            f"Run {run_id} saved no plan.", hint="Only a run that came to its plan can be applied."
+        ) from None
+
+
+def interrupted(record: RunRecord) -> bool:
+    """Whether a run may have changed something and did not come to its end."""
+    unfinished = record.error is not None or any(row.get("status") == "failed" for row in record.outcomes)
+    return unfinished and record.parameters.get("dry_run") is False
+
+
+def refused_unless_same(plan: Plan, target: str) -> None:
+    """
+    Refuse a target other than the plan's.
+
+    Raises:
+        Refused: If another one is named.
+    """
+    if target and target != plan.target:
+        raise Refused(f"The plan is for {plan.target}, not for {target}. Nothing was changed.")

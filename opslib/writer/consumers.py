@@ -1,0 +1,112 @@
+"""Orders about consuming a queue → nodes that do or do not, as they say themselves, and a receipt that leads back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from opslib import pidbox
+from opslib.plan import Action, Kind, Outcome, Status
+from opslib.writer.primitive import Primitive
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+
+_ANSWER_S = 2.0
+_WITHIN_S = 6.0
+_PAUSE_S = 0.2
+
+
+def order(primitive: Primitive, action: Action) -> Outcome:
+    """
+    Have nodes consume a queue, or no longer; the journal knows before the nodes do.
+
+    Nodes that are silent hear it too, but nobody knows whether they obey; one that is started later consumes what its
+    command line says.
+    """
+    broker = primitive.broker
+    before, silent = _consuming(broker)
+    concerned = sorted(
+        node
+        for node, queues in before.items()
+        if (action.subject in queues) is (action.kind is Kind.PAUSE)
+        and (not action.node or node in action.node.split(","))
+    )
+    if not concerned and not silent:
+        already = "consumes it any more" if action.kind is Kind.PAUSE else "has to begin: all do"
+        return Outcome(action=action, status=Status.SKIPPED, reason=f"No node {already}.")
+    items = [
+        {"a": action.id, "s": action.subject, "node": node, "declared": before[node].get(action.subject, {})}
+        for node in concerned
+    ]
+    write_down(primitive, action.kind, items)
+    tell(broker, action.kind, items)
+    left = _left(broker, action.kind, action.subject, concerned)
+    if left or silent:
+        who = ", ".join([*left, *([f"{silent} silent node{'s' * (silent != 1)}"] if silent else [])])
+        return Outcome(action=action, status=Status.UNVERIFIED, reason=f"Not known of {who}; the others obeyed.")
+    verb = "No longer consumed" if action.kind is Kind.PAUSE else "Consumed"
+    return Outcome(action=action, status=Status.APPLIED, reason=f"{verb} by {', '.join(concerned)}.")
+
+
+def put_back(primitive: Primitive, item: Mapping[str, Any], undoes: tuple[str, int], role: str) -> bool:
+    """Undo an order to one node; answer whether the node says that it did."""
+    kind = Kind.RESUME if role == Kind.PAUSE else Kind.PAUSE
+    items = [{**item, "undoes": list(undoes)}]
+    tell(primitive.broker, kind, items)
+    done = not _left(primitive.broker, kind, str(item["s"]), [str(item["node"])])
+    if done:
+        write_down(primitive, kind, items)
+    return done
+
+
+def write_down(primitive: Primitive, kind: Kind, items: Sequence[Mapping[str, Any]]) -> None:
+    """Put an order into the journal."""
+    primitive.call(
+        "note",
+        primitive.keys(),
+        ["A" * len(items)],
+        receipt={"op": "consume", "role": str(kind), "items": list(items)},
+        about={str(kind): [[item["s"], item["node"]] for item in items]},
+    )
+
+
+def tell(broker: Broker, kind: Kind, items: Sequence[Mapping[str, Any]]) -> None:
+    """Send the orders, each node's with what it had declared of the queue."""
+    for item in items:
+        arguments: dict[str, object] = {"queue": item["s"]}
+        declared = item.get("declared") or {}
+        if kind is Kind.RESUME and declared:
+            exchange = declared.get("exchange") or {}
+            arguments |= {
+                "exchange": exchange.get("name") or "",
+                "exchange_type": exchange.get("type") or "direct",
+                "routing_key": declared.get("routing_key") or item["s"],
+            }
+        method = "add_consumer" if kind is Kind.RESUME else "cancel_consumer"
+        call = pidbox.Call(method=method, arguments=arguments, destination=(str(item["node"]),))
+        pidbox.order(broker, call, timeout_s=_ANSWER_S)
+
+
+def _left(broker: Broker, kind: Kind, queue: str, nodes: Sequence[str]) -> list[str]:
+    """Wait until the nodes say that they do as told; return those that do not."""
+    deadline = time.monotonic() + _WITHIN_S
+    while True:
+        now, _ = _consuming(broker)
+        left = [node for node in nodes if (queue in now.get(node, {})) is not (kind is Kind.RESUME) or node not in now]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(_PAUSE_S)
+
+
+def _consuming(broker: Broker) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return what each node consumes, and how many nodes heard the question and stay silent."""
+    answers = pidbox.ask(broker, [pidbox.Call(method="active_queues")], timeout_s=_ANSWER_S)
+    said = {node: json.loads(raw) for node, raw in answers.replies["active_queues"].items()}
+    queues = {
+        node: {str(each.get("name")): each for each in some or [] if isinstance(each, dict)}
+        for node, some in said.items()
+    }
+    return queues, max(0, answers.receivers - len(queues))

@@ -1,0 +1,254 @@
+"""Whole lists → taken out of circulation at once, or sorted message by message where they are too long to search."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from opslib.envelope import digest
+from opslib.errors import Refused
+from opslib.plan import Action, Outcome, Status
+from opslib.writer import journal as journals
+from opslib.writer import points
+from opslib.writer.journal import Batch
+from opslib.writer.moves import GONE, MOVED
+from opslib.writer.primitive import Answer, Primitive
+
+#: In a list of up to so many messages, one is found quickly enough by its bytes (5,000: half a millisecond).
+SEARCHABLE = 5_000
+#: A purge goes on if the queue has grown by so much since it was planned, and is refused beyond.
+_GROWTH, _MARGIN = 1.2, 10
+_WINDOW = 200
+_WINDOW_BYTES = 256 * 1024
+_SAMPLES = 100
+
+
+def purge(primitive: Primitive, action: Action) -> Outcome:
+    """Give each of a queue's lists the name of a quarantine: all is out of circulation, and nothing is touched."""
+    copies = list(action.copies)
+    space = primitive.broker.keys
+    destinations = [_free(primitive, copy.key.removeprefix(space.prefix)) for copy in copies]
+    answer = _rename(
+        primitive,
+        [(copy.key, to, int(copy.count * _GROWTH) + _MARGIN) for copy, to in zip(copies, destinations, strict=True)],
+        role="purge",
+        items=[{"a": action.id, "s": action.subject}] * len(copies),
+    )
+    moved = sum(int(n) for letter, n in zip(answer.letters, answer.seen, strict=True) if letter == MOVED)
+    grown = [
+        f"{copy.key} holds {n} messages by now, {copy.count:,} were planned"
+        for copy, letter, n in zip(copies, answer.letters, answer.seen, strict=True)
+        if letter not in {MOVED, GONE}
+    ]
+    if grown:
+        reason = f"{'; '.join(grown)}. Plan it again." + (f" {moved:,} others were kept aside." if moved else "")
+        return Outcome(action=action, status=Status.FAILED if moved else Status.SKIPPED, reason=reason)
+    if not moved:
+        return Outcome(action=action, status=Status.SKIPPED, reason="The queue is empty by now.")
+    return Outcome(action=action, status=Status.APPLIED, reason=f"{moved:,} messages are kept in quarantine.")
+
+
+def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """
+    Take messages out of a list that is too long to search, by reading it once from its served end.
+
+    The list is set aside under another name, in constant time, and dealt back in its order, but for what is wanted.
+    What is pushed meanwhile comes to stand among what is dealt back; what workers are served stays in order.
+
+    Args:
+        wanted: By sha256, an account of each message that is wanted; as many are taken as there are accounts.
+
+    Returns:
+        The accounts of what was taken.
+    """
+    space = primitive.broker.keys
+    name = key.removeprefix(space.prefix)
+    work = space.work(primitive.run_id, name)
+    if primitive.broker.writes.exists(_raw(work)):  # an interrupted pass, gone on with
+        begun = journals.read(primitive.broker, primitive.run_id).of("rename", "sieve", list=key)[-1].number
+    else:
+        answer = _rename(primitive, [(key, work, None)], role="sieve", items=[{"s": key}], list=key)
+        if answer.letters != MOVED:
+            return []
+        begun = answer.number
+        points.passed("list-set-aside")
+    quarantine = _free(primitive, name)
+    left = {sha: list(accounts) for sha, accounts in wanted.items()}
+    taken: list[dict[str, Any]] = []
+    while window := _served_end(primitive, work):  # to its end, for the rest must not stay aside either
+        here = [left[sha].pop() if left.get(sha := digest(raw)) else None for raw in window]
+        runs = [(quarantine if out else key, len(list(some))) for out, some in itertools.groupby(map(bool, here))]
+        items = [{**account, "sha": digest(raw)} for account, raw in zip(here, window, strict=True) if account]
+        way = [(work, "RIGHT", to, "LEFT", count) for to, count in runs]
+        deal(primitive, way, role="sieve", list=key, items=items, **{"pass": begun})
+        taken += items
+    return taken
+
+
+def finish(primitive: Primitive, key: str) -> int:
+    """Deal back what an interrupted run still has set aside of a list; return how many messages that were."""
+    work = primitive.broker.keys.work(primitive.run_id, key.removeprefix(primitive.broker.keys.prefix))
+    return pour(primitive, (work, "RIGHT", key, "LEFT"), role="finish", list=key)
+
+
+def unpurge(primitive: Primitive, batch: Batch, n: int) -> str:
+    """
+    Give a purged list its name back, and let what was pushed meanwhile follow behind it.
+
+    Returns:
+        MOVED, or GONE if the quarantine is empty: it was put back already, or dropped.
+    """
+    key, quarantine = batch.items[n]["from"], batch.items[n]["to"]
+    work = primitive.broker.keys.work(primitive.run_id, key.removeprefix(primitive.broker.keys.prefix))
+    letter = GONE
+    if primitive.broker.writes.exists(_raw(quarantine)):
+        aside = [(key, work, None)] if primitive.broker.writes.exists(_raw(key)) else []
+        items: list[dict[str, Any]] = [{"s": key}] * len(aside) + [{"s": key, "undoes": [batch.number, n]}]
+        answer = _rename(primitive, [*aside, (quarantine, key, None)], role="unpurge", items=items)
+        letter = answer.letters[-1]
+        if letter != MOVED:
+            raise Refused(f"{key} could not be put back: its name was taken in that moment. Undo it again.")
+    pour(primitive, (work, "RIGHT", key, "LEFT"), role="unpurge", list=key)
+    return letter
+
+
+def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, bool]:
+    """
+    Put back what one pass sieved out of a list.
+
+    Where the list still holds just what was dealt back into it, each message goes to its old place: the list is set
+    aside once more, and both are dealt together as they were dealt apart. Where it has moved on, they go to the end
+    that is served next, in their order.
+
+    Args:
+        begun: Number of the batch that set the list aside.
+
+    Returns:
+        How many were put back, and whether each is in its old place.
+    """
+    finish(primitive, key)
+    journal = journals.read(primitive.broker, primitive.run_id)
+    told: dict[str, Any] = {"list": key, "undoes_pass": begun}
+    runs = [run for b in journal.of("deal", "sieve", **{"pass": begun}) for run in b.receipt["runs"]]
+    work = primitive.broker.keys.work(primitive.run_id, key.removeprefix(primitive.broker.keys.prefix)) + ":back"
+    merged = sum(_dealt(b) for b in journal.of("deal", "merge", undoes_pass=begun))
+    if not merged and not primitive.broker.writes.exists(_raw(work)):
+        kept = sum(count for _, _, to, _, count in runs if to == key)
+        after = sum(_dealt(b) for b in journal.of("deal", "finish", list=key) if b.order > _order(begun))
+        if primitive.broker.writes.llen(_raw(key)) != kept + after:
+            quarantines = {to for _, _, to, _, _ in runs if to != key}
+            return sum(
+                pour(primitive, (each, "LEFT", key, "RIGHT"), role="next", **told) for each in quarantines
+            ), False
+        if kept + after:
+            _rename(primitive, [(key, work, None)], role="merge", items=[{"s": key}], list=key)
+    for some in _windows(_rest(runs, merged)):
+        way = [(to if to != key else work, "RIGHT", key, "LEFT", count) for _, _, to, _, count in some]
+        deal(primitive, way, role="merge", items=[], **told)
+    pour(primitive, (work, "RIGHT", key, "LEFT"), role="merge-rest", **told)
+    return sum(count for _, _, to, _, count in runs if to != key), True
+
+
+def deal(primitive: Primitive, runs: Sequence[tuple[str, str, str, str, int]], **about: object) -> list[int]:
+    """Deal messages between lists in the order of the runs; return how many of each run there were."""
+    keys = primitive.keys()
+    values: list[bytes | str | float] = []
+    for source, leave, to, join, count in runs:
+        values += [keys.number(source), leave, keys.number(to), join, count]
+    receipt = {"op": "deal", "runs": [list(run) for run in runs], **about}
+    told = {"list": about.get("list", ""), "count": sum(count for *_, count in runs)}
+    answer = primitive.call("deal", keys, values, receipt=receipt, about=told)
+    return [int(n) for n in answer.letters.split(",")]
+
+
+def pour(primitive: Primitive, way: tuple[str, str, str, str], **about: object) -> int:
+    """Deal all of one list into another; return how many messages that were."""
+    total = 0
+    while primitive.broker.writes.exists(_raw(way[0])):
+        total += sum(deal(primitive, [(*way, _most(primitive))], items=[], **about))
+    return total
+
+
+def _rename(
+    primitive: Primitive,
+    renames: Sequence[tuple[str, str, int | None]],
+    *,
+    role: str,
+    items: Sequence[dict[str, Any]],
+    **about: object,
+) -> Answer:
+    keys = primitive.keys()
+    values: list[bytes | str | float] = []
+    for key, to, most in renames:
+        values += [keys.number(key), keys.number(to), "" if most is None else most]
+    kept = [{**item, "from": key, "to": to} for item, (key, to, _) in zip(items, renames, strict=True)]
+    return primitive.call(
+        "rename",
+        keys,
+        values,
+        receipt={"op": "rename", "role": role, "items": kept, **about},
+        about={"renames": [[key, to] for key, to, _ in renames]},
+    )
+
+
+def _free(primitive: Primitive, name: str) -> str:
+    """Return the name of a quarantine of that list which this run has not used yet; under the lock nobody else does."""
+    space = primitive.broker.keys
+    names = (space.quarantine(primitive.run_id, name, part) for part in itertools.count(1))
+    return next(each for each in names if not primitive.broker.writes.exists(_raw(each)))
+
+
+def _most(primitive: Primitive) -> int:
+    return primitive.watch.batch if primitive.watch else _WINDOW
+
+
+def _served_end(primitive: Primitive, key: str) -> list[bytes]:
+    """Return a window of the messages that would be served next, the first of them first; few where they are heavy."""
+    client = primitive.broker.writes
+    length = client.llen(_raw(key))
+    if not length:
+        return []
+    used = client.memory_usage(_raw(key), samples=_SAMPLES) or 1
+    count = max(1, min(_most(primitive), _WINDOW_BYTES * length // used))
+    return cast("list[bytes]", client.lrange(_raw(key), -count, -1))[::-1]
+
+
+def _dealt(batch: Batch) -> int:
+    return sum(int(n) for n in batch.said.split(","))
+
+
+def _order(number: str) -> tuple[int, int]:
+    epoch, place = number.split(".")
+    return int(epoch), int(place)
+
+
+def _rest(runs: Sequence[Sequence[Any]], done: int) -> list[Sequence[Any]]:
+    """Return what is left of runs after so many messages of them were dealt."""
+    left: list[Sequence[Any]] = []
+    for *way, count in runs:
+        skipped = min(done, count)
+        done -= skipped
+        if count > skipped:
+            left.append([*way, count - skipped])
+    return left
+
+
+def _windows(runs: Sequence[Sequence[Any]]) -> list[list[Sequence[Any]]]:
+    """Cut runs into batches of so many messages as a script may move."""
+    windows: list[list[Sequence[Any]]] = [[]]
+    room = _WINDOW
+    for *way, count in runs:
+        rest = count
+        while rest:
+            now = min(room, rest)
+            windows[-1].append([*way, now])
+            rest, room = rest - now, room - now
+            if not room:
+                windows.append([])
+                room = _WINDOW
+    return [window for window in windows if window]
+
+
+def _raw(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")

@@ -1,0 +1,172 @@
+"""
+A change and its receipt → one script under the lock, journalled: asking again does nothing, and the way back is kept.
+
+Every change of a broker goes through here, and here alone (docs/safety.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from opslib.errors import Refused
+from opslib.interrupts import deferred
+from opslib.writer import audit, points, scripts
+from opslib.writer.lock import LIFE_MS
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+    from opslib.writer.lock import Lock
+    from opslib.writer.watch import Watch
+
+_AUDIT_ENTRIES = 100_000
+JOURNAL_LIFE_S = 14 * 86_400
+#: Before a batch without an answer is asked for again; its journal says whether it ran.
+_ASK_AGAIN_S = 0.3
+
+
+class Fenced(Refused):
+    """Raised when the lock was lost: another run may be changing the broker by now."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """
+    What a batch did.
+
+    Attributes:
+        number: Its place in the journal, "epoch.n".
+
+        letters: One for each item; what they mean stands at the head of the script.
+
+        seen: What the script saw of each item, as text.
+    """
+
+    number: str
+    letters: str
+    seen: tuple[str, ...]
+
+
+class Keys:
+    """The keys of one call, each once, by the number that a script knows it by; 0 is no key."""
+
+    def __init__(self, own: Sequence[str]) -> None:
+        self.names = list(own)
+
+    def number(self, name: str) -> int:
+        """Return a key's number, from 1."""
+        if not name:
+            return 0
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name) + 1
+
+
+class Primitive:
+    """
+    Runs scripts under one lock and one journal.
+
+    Args:
+        run_id: Names the journal; a batch that was done under it is not done again. A batch's number starts with the
+            lock's, so that a resumed or an undone run is not taken for the first one asked again.
+
+        told: What the journal says about the run, once: plan, target, runbook.
+    """
+
+    def __init__(
+        self, broker: Broker, lock: Lock, *, run_id: str, told: Mapping[str, object], watch: Watch | None = None
+    ) -> None:
+        self.broker, self.run_id, self.watch = broker, run_id, watch
+        self._lock = lock
+        self._plan = told.get("plan", "")
+        self._line = json.dumps({"run": run_id, **told}, sort_keys=True)
+        self._numbers = itertools.count(1)
+
+    def keys(self, *more: str) -> Keys:
+        """Return the keys that every script has, and these after them."""
+        space = self.broker.keys
+        return Keys([space.lock, space.journal(self.run_id), space.audit, *more])
+
+    def call(
+        self,
+        script: str,
+        keys: Keys,
+        values: Sequence[bytes | str | float],
+        *,
+        receipt: Mapping[str, Any],
+        about: Mapping[str, object],
+    ) -> Answer:
+        """
+        Run a script as the next batch and return what it did.
+
+        Args:
+            receipt: What its undoing needs to know; kept in the journal.
+
+            about: What the audit says of it.
+
+        Raises:
+            Halted: If the broker should be left alone.
+
+            Fenced: If the lock was lost; nothing of the batch was written.
+
+            Refused: If a key has another type than it should, or a right is missing; nothing of it was written.
+
+            redis.exceptions.RedisError: If the server does not say what became of it, asked twice.
+        """
+        if self.watch:
+            self.watch.before_batch()
+        number = f"{self._lock.epoch}.{next(self._numbers)}"
+        kept = zlib.compress(json.dumps(receipt, separators=(",", ":")).encode(), 1)
+        with deferred():  # Ctrl-C waits for the batch and its line in the audit
+            points.passed("before-intent")
+            audit.write("intent", batch=number, plan=self._plan, script=script, **about)
+            points.passed("after-intent")
+            values = [self._lock.token, number, LIFE_MS, self._line, _AUDIT_ENTRIES, kept, *values]
+            said, letters, seen = self._eval(script, keys, values)
+            points.passed("after-script")
+            audit.note("result", batch=number, said=said, letters=letters)
+            points.passed("after-result")
+        if said in {"APPLIED", "REPLAY"}:
+            return Answer(number=number, letters=letters, seen=tuple(seen.split(",")) if seen else ())
+        if said == "FENCED":
+            raise Fenced("The lock was lost while this run was paused; nothing more was changed.")
+        if said == "PARTIAL":
+            raise Refused(f"Batch {number} was begun and not ended; a person has to compare journal and quarantine.")
+        raise Refused(f"The server refused the batch: {said} {letters}; nothing of it was changed.")
+
+    def close(self) -> None:
+        """Let the journal expire some day; what is quarantined never does."""
+        from redis.exceptions import RedisError
+
+        with suppress(RedisError):
+            self.broker.writes.expire(self.broker.keys.journal(self.run_id), JOURNAL_LIFE_S)
+
+    def _eval(self, script: str, keys: Keys, values: Sequence[bytes | str | float]) -> tuple[str, str, str]:
+        """Send a batch; one without an answer is asked for again under its number, which the journal makes safe."""
+        from redis.exceptions import ConnectionError as Lost
+        from redis.exceptions import TimeoutError as Late
+
+        text = scripts.text(script)
+        names = [name.encode("utf-8", "surrogateescape") for name in keys.names]
+        arguments = [_encoded(value) for value in values]
+        began = time.monotonic()
+        try:
+            answer = self.broker.writes.eval(text, len(names), *names, *arguments)
+        except (Lost, Late):
+            time.sleep(_ASK_AGAIN_S)
+            answer = self.broker.writes.eval(text, len(names), *names, *arguments)
+        if self.watch:
+            self.watch.after_batch(time.monotonic() - began)
+        parts = [part.decode("utf-8", "backslashreplace") for part in cast("list[bytes]", answer)]
+        said, letters, seen = [*parts, "", ""][:3]
+        return said, letters, seen
+
+
+def _encoded(value: bytes | str | float) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")

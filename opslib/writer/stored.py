@@ -1,0 +1,183 @@
+"""Keys to remove or to let expire → their values in the run's vault first, then gone; and back again from there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from opslib import settings
+from opslib.errors import Refused
+from opslib.plan import Action, Outcome, Status
+from opslib.writer import points, scripts, vault
+from opslib.writer.primitive import Primitive
+from opslib.writer.vault import Kept
+
+#: A collection with more elements is not compared in one step.
+_MOST_ELEMENTS = 10_000
+_PER_BATCH = 50
+_BATCH_BYTES = 1024 * 1024
+
+_WHY_NOT = {
+    "G": "It is gone: it expired, or somebody removed it.",
+    "C": "It was written again since it was planned.",
+    "X": "A key of that name exists again; it was left as it is.",
+}
+
+
+def value_digest(parts: Sequence[bytes]) -> str:
+    """Return the sha256 by which a plan knows a value: of a string its bytes, else each part with its length."""
+    if len(parts) == 1:
+        return hashlib.sha256(parts[0]).hexdigest()
+    return hashlib.sha256(b"".join(b"%d:%b\n" % (len(part), part) for part in parts)).hexdigest()
+
+
+def delete(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[Outcome]:
+    """Save what the keys hold to the vault, and remove those that still hold it."""
+    outcomes: list[Outcome] = []
+    kept: list[tuple[Action, Kept, str]] = []
+    for action in actions:
+        found = read(primitive, action.copies[0].key)
+        if isinstance(found, str):
+            outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=found))
+        elif action.copies[0].sha256 and value_digest(found[0].parts) != action.copies[0].sha256:
+            outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT["C"]))
+        else:
+            kept.append((action, *found))
+    if not kept:
+        return outcomes
+    header = vault.Header(
+        run_id=primitive.run_id, target=primitive.broker.target.name, broker=primitive.broker.fingerprint
+    )
+    vault.write(path, header, (each for _, each, _ in kept))
+    points.passed("after-vault")
+    where = str(path.relative_to(settings.reports_root()))
+    for some in _batches(kept):
+        items = [
+            {"a": a.id, "s": a.subject, "key": a.copies[0].key, "until": k.expires_at_ms, "vault": where}
+            for a, k, _ in some
+        ]
+        orders = [("delete", a.copies[0].key, k.type, print_, "", "", ()) for a, k, print_ in some]
+        letters = _call(primitive, "delete", orders, items)
+        outcomes += [
+            Outcome(action=a, status=Status.APPLIED, reason="Removed; its value is in the vault.")
+            if letter == "A"
+            else Outcome(action=a, status=Status.SKIPPED, reason=_WHY_NOT[letter])
+            for (a, _, _), letter in zip(some, letters, strict=True)
+        ]
+    return outcomes
+
+
+def expire(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
+    """Give keys a life; how long they had is in the journal."""
+    outcomes: list[Outcome] = []
+    for start in range(0, len(actions), _PER_BATCH):
+        some = actions[start : start + _PER_BATCH]
+        items = [{"a": a.id, "s": a.subject, "key": a.copies[0].key} for a in some]
+        orders = [
+            ("expire", a.copies[0].key, "", "", int((a.ttl_s or 0) * 1000) or 1, _life(a.copies[0].life_s), ())
+            for a in some
+        ]
+        letters = _call(primitive, "expire", orders, items)
+        outcomes += [
+            Outcome(action=a, status=Status.APPLIED, reason=f"It expires in {a.ttl_s:.0f} s.")
+            if letter == "A"
+            else Outcome(action=a, status=Status.SKIPPED, reason=_WHY_NOT[letter])
+            for a, letter in zip(some, letters, strict=True)
+        ]
+    return outcomes
+
+
+def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str, tuple[str, int]]]) -> list[str]:
+    """
+    Write removed keys again from their vault, with the instant at which they were to expire; or give lives back.
+
+    Args:
+        items: Receipts, the life in ms that the script saw, and what each undoes.
+
+    Returns:
+        A letter for each; E for one that would have expired meanwhile.
+
+    Raises:
+        Refused: If a vault is missing or damaged; nothing was written.
+    """
+    now_ms = int(primitive.broker.server_time().timestamp() * 1000)
+    values = _from_vaults(items)
+    orders: list[tuple[Any, ...]] = []
+    receipts: list[dict[str, Any]] = []
+    letters: list[str] = []
+    for item, life, undoes in items:
+        key, until = str(item["key"]), item.get("until")
+        receipts.append({**item, "undoes": list(undoes)})
+        if "vault" not in item:
+            orders.append(("expire", key, "", "", "" if int(life) < 0 else max(1, int(life)), "", ()))
+        elif until is not None and int(until) <= now_ms:
+            orders.append(())
+        else:
+            kept = values[key]
+            orders.append(("put", key, kept.type, "", "" if until is None else int(until) - now_ms, "", kept.parts))
+    for order, receipt in zip(orders, receipts, strict=True):
+        letters.append(_call(primitive, "put", [order], [receipt])[0] if order else "E")
+    return letters
+
+
+def read(primitive: Primitive, key: str) -> tuple[Kept, str] | str:
+    """Return what a key holds and its fingerprint, or why it cannot be kept."""
+    name = key.encode("utf-8", "surrogateescape")
+    text = scripts.text("read_key")
+    answer = cast("list[Any]", primitive.broker.writes.eval(text, 1, name, _MOST_ELEMENTS))
+    kind = answer[0].decode()
+    if kind == "none":
+        return _WHY_NOT["G"]
+    if kind == "TOOLARGE":
+        return f"It has {int(answer[1]):,} elements; at most {_MOST_ELEMENTS:,} are compared in one step."
+    if len(answer) == 1:
+        return f"It is a {kind}, which cannot be kept."
+    life = int(answer[1])
+    expires_at_ms = None if life < 0 else int(primitive.broker.server_time().timestamp() * 1000) + life
+    return Kept(key=name, type=kind, parts=tuple(answer[3]), expires_at_ms=expires_at_ms), answer[2].decode()
+
+
+def _call(
+    primitive: Primitive, role: str, orders: Sequence[tuple[Any, ...]], items: Sequence[Mapping[str, Any]]
+) -> str:
+    keys = primitive.keys()
+    values: list[bytes | str | float] = []
+    for verb, key, kind, print_, life, was, parts in orders:
+        values += [keys.number(key), verb, kind, print_, life, was, len(parts), *parts]
+    receipt = {"op": "keys", "role": role, "items": list(items)}
+    return primitive.call("keys", keys, values, receipt=receipt, about={role: [item["key"] for item in items]}).letters
+
+
+def _batches(kept: Sequence[tuple[Action, Kept, str]]) -> Iterator[list[tuple[Action, Kept, str]]]:
+    batch: list[tuple[Action, Kept, str]] = []
+    weight = 0
+    for each in kept:
+        size = sum(map(len, each[1].parts))
+        if batch and (len(batch) == _PER_BATCH or weight + size > _BATCH_BYTES):
+            yield batch
+            batch, weight = [], 0
+        batch.append(each)
+        weight += size
+    if batch:
+        yield batch
+
+
+def _from_vaults(items: Sequence[tuple[Mapping[str, Any], str, tuple[str, int]]]) -> dict[str, Kept]:
+    wanted = {str(item["key"]).encode("utf-8", "surrogateescape") for item, _, _ in items if "vault" in item}
+    values: dict[str, Kept] = {}
+    for where in sorted({str(item["vault"]) for item, _, _ in items if "vault" in item}):
+        path = (settings.reports_root() / where).resolve()
+        if not path.is_relative_to(settings.reports_root().resolve()):
+            raise Refused(f"The journal names a vault outside the archive: {where}.")
+        _, entries = vault.read(path)
+        values |= {k.key.decode("utf-8", "surrogateescape"): k for k in entries if k.key in wanted}
+    missing = wanted - {name.encode("utf-8", "surrogateescape") for name in values}
+    if missing:
+        raise Refused(f"The vault does not hold {len(missing)} of the keys that were removed; nothing was put back.")
+    return values
+
+
+def _life(life_s: float | None) -> str:
+    return "" if life_s is None else str(int(life_s * 1000))

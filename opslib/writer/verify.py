@@ -1,0 +1,104 @@
+"""What was done → whether it can be found where it was put: an outcome that cannot be proven says so."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from opslib import pidbox
+from opslib.collectors import queues
+from opslib.envelope import digest
+from opslib.plan import Kind, Outcome, Status
+from opslib.writer import journal as journals
+from opslib.writer.journal import Batch, Journal
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+    from opslib.writer.primitive import Primitive
+
+_ANSWER_S = 2.0
+#: What these do is looked for message by message; the others prove it by themselves, or change no message.
+_LOOKED_FOR = {Kind.RESTORE, Kind.QUARANTINE, Kind.MOVE, Kind.STOP, Kind.PURGE}
+
+
+def checked(primitive: Primitive, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """
+    Look for every message that was moved, and mark the outcomes of those that are nowhere.
+
+    A quarantine has to hold what was put there, for nobody else touches it. A message that went back to a queue may
+    have been taken by a worker: that is believed if a node consumes the queue, and not otherwise.
+    """
+    applied = {o.action.id for o in outcomes if o.status is Status.APPLIED and o.action.kind in _LOOKED_FOR}
+    if not applied:
+        return list(outcomes)
+    from redis.exceptions import RedisError
+
+    try:
+        missing = _missing(primitive.broker, journals.read(primitive.broker, primitive.run_id), applied)
+    except RedisError as error:
+        missing = dict.fromkeys(applied, f"it could not be looked for ({type(error).__name__})")
+    return [
+        replace(o, status=Status.UNVERIFIED, reason=f"{o.reason} But {missing[o.action.id]}.")
+        if o.action.id in missing and o.action.id in applied
+        else o
+        for o in outcomes
+    ]
+
+
+def _missing(broker: Broker, journal: Journal, actions: set[int]) -> dict[int, str]:
+    """Return actions whose messages are not where the journal says, each with what is missing."""
+    expected: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+    lost: dict[int, str] = {}
+    for batch in journal.batches:
+        for n in journal.standing(batch):
+            item = batch.items[n]
+            if item.get("a") not in actions:
+                continue
+            if batch.receipt["op"] == "rename":
+                lost |= _renamed(broker, item, batch, n)
+            elif key := _where(batch, item):
+                expected[key].append((item["sha"], item["a"]))
+    for key, wanted in expected.items():
+        absent = _absent(broker, key, wanted)
+        if absent and broker.keys.quarantined(key):
+            lost |= dict.fromkeys(absent, f"it is not in {key}")
+        elif absent and not _consumed(broker, key):
+            lost |= dict.fromkeys(absent, f"it is not in {key}, which no node consumes")
+    return lost
+
+
+def _where(batch: Batch, item: Mapping[str, Any]) -> str:
+    """Return the list that an item was moved to; empty if it is none."""
+    if batch.receipt["op"] == "deal":
+        return next((to for _, _, to, _, _ in batch.receipt["runs"] if to != batch.receipt["list"]), "")
+    return "" if batch.receipt["op"] != "move" or item["to"][1] else str(item["to"][0])
+
+
+def _renamed(broker: Broker, item: Mapping[str, Any], batch: Batch, n: int) -> dict[int, str]:
+    length = broker.reads.llen(item["to"].encode("utf-8", "surrogateescape"))
+    short = int(batch.place(n) or 0) - length
+    return {int(item["a"]): f"{short:,} messages are not in {item['to']}"} if short > 0 else {}
+
+
+def _absent(broker: Broker, key: str, wanted: Sequence[tuple[str, int]]) -> set[int]:
+    """Return the actions whose messages a list does not hold."""
+    left: defaultdict[str, list[int]] = defaultdict(list)
+    for sha, action in wanted:
+        left[sha].append(action)
+    length = broker.reads.llen(key.encode("utf-8", "surrogateescape"))
+    for _, raw in queues.stream(broker, queues.Listing(key=key, queue=key, priority=0, length=length)):
+        actions = left.get(digest(raw))
+        if actions:
+            actions.pop()
+        if not any(left.values()):
+            break
+    return {action for actions in left.values() for action in actions}
+
+
+def _consumed(broker: Broker, key: str) -> bool:
+    found = broker.keys.queue_of(key)
+    answers = pidbox.ask(broker, [pidbox.Call(method="active_queues")], timeout_s=_ANSWER_S)
+    name = (found[0] if found else key).encode()
+    return any(name in raw for raw in answers.replies["active_queues"].values())
