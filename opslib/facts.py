@@ -188,6 +188,51 @@ class UnreadableMessage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantined:
+    """
+    One quarantine list.
+
+    Attributes:
+        run_id: Run that filled it.
+
+        queue: Queue, or list of one priority, that its messages were taken from.
+
+        count: Messages that it holds.
+
+        size_bytes: About what it weighs in the server.
+    """
+
+    run_id: str
+    queue: str
+    key: str
+    count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuarantinedMessage:
+    """
+    One message that a run took out of circulation.
+
+    Attributes:
+        place: Where it was: "waiting" or "unacked".
+
+        subject: Task id; what its note says where it cannot be decoded.
+
+        unreadable: Why it cannot be decoded; empty if it can.
+    """
+
+    run_id: str
+    queue: str
+    place: str
+    subject: str
+    task: str
+    unreadable: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class HeldTask:
     """
     A task that a node says it holds.

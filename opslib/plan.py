@@ -49,6 +49,8 @@ class Kind(StrEnum):
 
         RESUME: Have nodes consume a queue.
 
+        DROP: Remove a quarantine list for good, after its messages are in the run's vault.
+
         UNDO: Put back what an action of an earlier run changed.
     """
 
@@ -63,6 +65,7 @@ class Kind(StrEnum):
     EXPIRE = "expire"
     PAUSE = "pause"
     RESUME = "resume"
+    DROP = "drop"
     UNDO = "undo"
 
 

@@ -9,7 +9,20 @@ import typer
 from typer.core import TyperGroup
 
 from opslib import __version__
-from opslib.cli import config, demo, find, output, queues, reports, runbooks, tasks, workers
+from opslib.cli import (
+    changes,
+    config,
+    demo,
+    find,
+    output,
+    quarantine,
+    queues,
+    reports,
+    runbooks,
+    tasks,
+    unlock,
+    workers,
+)
 from opslib.errors import Exit, OpsError
 
 
@@ -62,10 +75,13 @@ def common(
 
 
 runbooks.register(app)
+changes.register(app)
 find.register(app)
 tasks.register(app)
 queues.register(app)
 workers.register(app)
+unlock.register(app)
+app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(reports.app, name="reports")
 app.add_typer(config.app, name="config")
 app.add_typer(demo.app, name="demo")

@@ -73,14 +73,20 @@ def undo(
     Example: ops undo 20261121T021500Z-stuck-tasks-7f3a9c --apply
     """
     del verbose
+    from opslib import refusals
     from opslib.writer import undo as undoing
 
     form = output.form(output_form, as_json=as_json)
     confirm.exclusive(apply=apply, dry_run=dry_run)
     if apply:
         confirm.possible(yes=yes)
-    broker = output.open_broker(target or _target_of(run_id), env_file)
-    plan = undoing.plan(broker, run_id)
+    known, run_id = _of_archive(run_id)
+    broker = output.open_broker(target or known, env_file)
+    with refusals.explained(broker.target.shown_broker):
+        plan = undoing.plan(broker, run_id)
+    if not plan:
+        output.say(f"All that run {run_id} changed was put back already. Nothing was changed.")
+        return
     asks = Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     change(broker, plan, "undo", form, name="undo", asks=asks)
 
@@ -100,7 +106,7 @@ def resume(
     Example: ops resume 20261121T021500Z-stuck-tasks-7f3a9c
     """
     del verbose
-    from opslib import direct, settings
+    from opslib import direct, refusals, settings
     from opslib.writer import resume as resuming
 
     form = output.form(output_form, as_json=as_json)
@@ -109,7 +115,11 @@ def resume(
     if record.parameters.get("dry_run") is not False:
         raise Refused(f"Run {run_id} was a dry run.", hint=f"`ops apply {run_id}` applies its plan.")
     broker = output.open_broker(plan.target, env_file)
-    left = resuming.remaining(plan, broker, run_id)
+    with refusals.explained(broker.target.shown_broker):
+        left = resuming.remaining(plan, broker, run_id)
+    if not left:
+        output.say(f"Run {run_id} has made all of its {len(plan)} changes. Nothing was changed.")
+        return
     output.say(f"{len(plan) - len(left)} of {len(plan)} changes are made; going on with {left.summary()}.")
     found = direct.run("resume", left, broker, dry_run=False, reason=reason or record.reason, runbook=record.runbook)
     results.conclude(found, form)
@@ -157,13 +167,25 @@ def change(
     results.conclude(run, form)
 
 
-def _target_of(run_id: str) -> str:
-    """Return the target of an archived run; empty where this archive does not know it."""
-    from opslib import settings
+def _of_archive(run_id: str) -> tuple[str, str]:
+    """
+    Return the target of an archived run, empty where this archive does not know it, and whose journal it wrote.
+
+    Raises:
+        Refused: If the run was an undo itself.
+
+        NotFound: If the id is none.
+    """
+    from opslib import folders, settings
     from opslib.errors import NotFound
     from opslib.render import archive
 
+    folders.folder(settings.reports_root(), run_id)
     try:
-        return archive.find(settings.reports_root(), run_id).target
+        record = archive.find(settings.reports_root(), run_id)
     except NotFound:
-        return ""
+        return "", run_id
+    if record.runbook == "undo":
+        hint = "To make its changes once more, run the runbook again."
+        raise Refused(f"Run {run_id} put things back itself; that is not undone.", hint=hint)
+    return record.target, str(record.parameters.get("run") or run_id)

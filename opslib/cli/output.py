@@ -99,7 +99,7 @@ def problem(error: OpsError) -> None:
     console = stderr()
     console.print(f"✖ {_line(error.message)}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     if error.hint:
-        console.print(f"  {redact.plain(error.hint)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {_line(error.hint)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def defect(error: Exception) -> None:
@@ -144,7 +144,8 @@ def _line(value: object) -> str:
 
 
 def _json(value: object, indent: int | None = None) -> str:
-    return redact.text(json.dumps(_plain(value), indent=indent, default=str))
+    """Return JSON in ASCII: a control character or one that turns the direction is spelled out, DEL too."""
+    return json.dumps(redact.values(_plain(value)), indent=indent).replace("\x7f", "\\u007f")
 
 
 def _plain(value: object) -> object:

@@ -19,11 +19,7 @@ import msgspec
 from opslib import records
 from opslib.errors import Exit, NotFound, OpsError
 from opslib.findings import Verdict
-from opslib.folders import MANIFEST as MANIFEST
-from opslib.folders import NOTEBOOK as NOTEBOOK
-from opslib.folders import PATTERN, folder
-from opslib.folders import RECORD as RECORD
-from opslib.folders import REPORT as REPORT
+from opslib.folders import MANIFEST, NOTEBOOK, PATTERN, RECORD, REPORT, folder
 from opslib.records import RunRecord
 from opslib.render import words
 from opslib.render.page import opslib_version, page

@@ -14,8 +14,9 @@ from nbconvert.exporters.templateexporter import TemplateExporter
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import InvalidNotebook, IPythonRenderer, MarkdownWithMath
 
+from opslib import redact
 from opslib.render.clean import clean
-from opslib.render.page import TEMPLATES, masked
+from opslib.render.page import TEMPLATES
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -63,7 +64,7 @@ def _exporter() -> _Exporter:
     exporter.register_filter("prose", _prose)
     exporter.register_filter("alt", lambda output: output.data.get("ops/alt", ""))
     exporter.register_filter(
-        "base64", lambda svg: base64.b64encode(masked(str(svg)).encode("utf-8", "replace")).decode()
+        "base64", lambda svg: base64.b64encode(redact.markup(str(svg)).encode("utf-8", "replace")).decode()
     )
     exporter.register_filter("base64_only", lambda text: re.sub(r"[^A-Za-z0-9+/=]", "", str(text)))
     exporter.register_filter("highlight_code", Highlight2HTML(pygments_lexer="python3", parent=exporter))  # type: ignore[no-untyped-call]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from opslib.render import display
+from opslib.render import display, words
 from opslib.render.grid import Column, Line, Table
 
 if TYPE_CHECKING:
     from opslib.catalog import Runbook
     from opslib.demo import Fault
-    from opslib.facts import Snapshot
+    from opslib.facts import Quarantined, QuarantinedMessage, Snapshot
     from opslib.records import RunRecord
+    from opslib.writer.lock import Holder
 
 
 def runbooks(rows: Sequence[Runbook]) -> Table:
@@ -69,6 +70,80 @@ def faults(rows: Sequence[Fault]) -> Table:
         rows=[(row.code, row.task, row.subject, row.what) for row in rows],
         caption="ops run stuck-tasks --target demo finds it.",
     )
+
+
+def quarantines(rows: Sequence[Quarantined]) -> Table:
+    """Return what every run keeps out of circulation."""
+    return Table(
+        title="",
+        columns=[Column("run", "code"), Column("from", "code"), Column("messages", "number"), Column("size", "number")],
+        rows=[(row.run_id, row.queue, words.count(row.count), words.size(row.size_bytes)) for row in rows],
+        caption="ops quarantine show RUN for the messages, ops undo RUN to put them back.",
+        empty="Nothing is in quarantine here.",
+        limit=len(rows) or 1,
+    )
+
+
+def quarantined(rows: Sequence[QuarantinedMessage], total: int) -> Table:
+    """Return messages that are kept out of circulation."""
+    return Table(
+        title="",
+        columns=[
+            Column("task"),
+            Column("task id or sha256", "code"),
+            Column("was", "code"),
+            Column("queue", "code"),
+            Column("size", "number"),
+            Column("note"),
+        ],
+        rows=[
+            (row.task or "unreadable", row.subject, row.place, row.queue, words.size(row.size_bytes), row.unreadable)
+            for row in rows
+        ],
+        caption=f"{len(rows):,} of {words.plural(total, 'message')}; their arguments are not shown.",
+        limit=len(rows) or 1,
+    )
+
+
+def lock(holder: Holder | None, target: str) -> list[object]:
+    """Return who holds a lock, whether that run still lives, and how it is taken from it."""
+    if holder is None:
+        return [Line((f"Nobody is changing {target}.",))]
+    connected = {
+        True: "yes: it may only be slow",
+        False: "no client of that run is connected",
+        None: "that cannot be seen",
+    }[holder.connected]
+    left = "never: it has no life" if holder.remaining_ms is None else f"in {words.age(holder.remaining_ms / 1000)}"
+    facts = [
+        ("lock id", holder.lock_id),
+        ("run", holder.run or "none of ours"),
+        ("runbook", holder.runbook),
+        ("who", holder.who),
+        ("host", holder.host),
+        ("process", "" if holder.pid is None else str(holder.pid)),
+        ("taken", f"{holder.started}, {words.age(holder.age_s)} ago" if holder.age_s is not None else holder.started),
+        ("frees itself", left),
+        ("still connected", connected),
+        ("last batch", _batch(holder)),
+    ]
+    how = f'ops unlock --target {target} --lock-id {holder.lock_id} --reason "…"'
+    return [
+        Table(
+            title=f"{target} is being changed",
+            columns=[Column("what"), Column("value", "code")],
+            rows=[(name, value) for name, value in facts if value],
+            caption=f"To take the lock from it: {how}" if holder.lock_id else "What has the lock's name is no lock.",
+        )
+    ]
+
+
+def _batch(holder: Holder) -> str:
+    if not holder.last_batch:
+        return "none on record"
+    if holder.last_letters == "intent":
+        return f"{holder.last_batch}, begun and not ended"
+    return f"{holder.last_batch}, ended with {words.plural(len(holder.last_letters), 'item')}"
 
 
 def tasks(rows: Sequence[object], seen: Snapshot) -> list[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from opslib.redact import plain
 from opslib.render.grid import Cell, Column, Table
 from opslib.render.summary import Verdict
 from opslib.render.words import SIGNS, shown
@@ -26,23 +27,22 @@ def of(thing: object) -> RichTable | Text:
         return _table(thing) if thing.rows else Text(str(thing))
     if isinstance(thing, str):
         return Text(shown(thing, 10 * len(thing)))
-    return Text(str(thing), style=_STYLES.get(thing.word, "") if isinstance(thing, Verdict) else "")
+    return Text(plain(thing), style=_STYLES.get(thing.word, "") if isinstance(thing, Verdict) else "")
 
 
 def _table(table: Table) -> RichTable:
+    # Text and not str: what rich gets as str it reads as markup, and a caption quotes names out of the broker.
     grid = RichTable(
-        title=shown(table.title) if table.title else None,
-        caption=table.below() or None,
+        title=Text(shown(table.title), style="bold") if table.title else None,
+        caption=Text(plain(table.below()), style="dim") if table.below() else None,
         title_justify="left",
         caption_justify="left",
         box=None,
         pad_edge=False,
         header_style="dim",
-        title_style="bold",
-        caption_style="dim",
     )
     for column in table.columns:
-        grid.add_column(column.title, justify="right" if column.kind == "number" else "left", **_fit(column))  # type: ignore[arg-type]
+        grid.add_column(Text(column.title), justify="right" if column.kind == "number" else "left", **_fit(column))  # type: ignore[arg-type]
     for row in table.rows[: table.limit]:
         grid.add_row(*(_cell(column, value) for column, value in zip(table.columns, row, strict=True)))
     return grid

@@ -11,7 +11,7 @@ from opslib import folders, records, refusals, settings
 from opslib import plan as plans
 from opslib.errors import Refused
 from opslib.plan import Action, Kind, Outcome, Plan, Status
-from opslib.writer import audit, consumers, lists, lock, points, repair, stored, undo, vault, verify
+from opslib.writer import audit, consumers, drop, lists, lock, points, repair, sites, stored, undo, vault, verify
 from opslib.writer.moves import Mover
 from opslib.writer.primitive import Primitive
 from opslib.writer.quarantine import Handler
@@ -45,6 +45,7 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True) -> tuple[Outcome,
             _save(plan)
         return tuple(Outcome(action=a, status=Status.SKIPPED, reason=f"Dry run. {a.effect}") for a in plan)
     allowed, unconfirmed = _confirmed(plan)
+    broker = sites.planned(broker, plan.fingerprint)
     try:
         points.passed("before-lock")
         _identify(plan, broker)
@@ -140,6 +141,7 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
         ({Kind.PURGE}, lambda some: [lists.purge(primitive, action) for action in some]),
         ({Kind.DELETE}, lambda some: stored.delete(primitive, some, folder / vault.FILE)),
         ({Kind.EXPIRE}, lambda some: stored.expire(primitive, some)),
+        ({Kind.DROP}, lambda some: drop.drop(primitive, some, folder / vault.FILE)),
         ({Kind.RESUME}, lambda some: [consumers.order(primitive, action) for action in some]),
         ({Kind.UNDO}, lambda some: undo.carry_out(primitive, mover, some)),
     )

@@ -11,6 +11,7 @@ from opslib import plan as plans
 from opslib.errors import Refused
 from opslib.plan import Action, Kind, Plan
 from opslib.writer import journal as journals
+from opslib.writer import sites
 from opslib.writer.journal import Journal
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def remaining(plan: Plan, broker: Broker, run_id: str) -> Plan:
     Raises:
         Refused: If a batch was begun and not ended, or nothing proves that this is the broker.
     """
-    journal = journals.read(broker, plan.continues or run_id)
+    broker, journal = _site(plan, broker, plan.continues or run_id)
     if journal.partial:
         raise Refused(
             f"Batch {journal.partial[0]} was begun and not ended; a person has to compare journal and quarantine.",
@@ -48,6 +49,15 @@ def remaining(plan: Plan, broker: Broker, run_id: str) -> Plan:
         made_at=plans.instant(now),
         expires_at=plans.instant(now + timedelta(seconds=plans.LIFE_S)),
     )
+
+
+def _site(plan: Plan, broker: Broker, run_id: str) -> tuple[Broker, Journal]:
+    """Return the database that has the run's journal; where none has, the one that it was planned for."""
+    for site in sites.of(broker):
+        journal = journals.read(site, run_id)
+        if journal.batches:
+            return site, journal
+    return sites.planned(broker, plan.fingerprint), Journal(run_id=run_id)
 
 
 def _done(action: Action, journal: Journal) -> bool:

@@ -139,6 +139,13 @@ def read(primitive: Primitive, key: str) -> tuple[Kept, str] | str:
     return Kept(key=name, type=kind, parts=tuple(answer[3]), expires_at_ms=expires_at_ms), answer[2].decode()
 
 
+def remove(primitive: Primitive, action: Action, where: str) -> str:
+    """Remove a list whose messages are in a vault already; return a letter."""
+    key = action.copies[0].key
+    items = [{"a": action.id, "s": action.subject, "key": key, "vault": where}]
+    return _call(primitive, "drop", [("delete", key, "", "", "", "", ())], items)
+
+
 def _call(
     primitive: Primitive, role: str, orders: Sequence[tuple[Any, ...]], items: Sequence[Mapping[str, Any]]
 ) -> str:

@@ -36,15 +36,21 @@ def plan(broker: Broker, run_id: str) -> Plan:
     Raises:
         NotFound: If this broker knows nothing of the run.
     """
-    journal = journals.read(broker, run_id)
+    site, journal = _found(broker, run_id)
     if not journal.batches:
         raise NotFound(
             f"{broker.target.name} knows nothing of a run {run_id}.",
             hint="It changed nothing here, or more than 14 days ago; `ops reports list` shows what runs did.",
         )
-    actions = [*_set_aside(broker, journal), *_standing(journal)]
-    made = make(broker.target.name, broker.fingerprint, actions, max_actions=len(actions), made_at=broker.server_time())
+    actions = [*_set_aside(site, journal), *_standing(journal)]
+    made = make(broker.target.name, site.fingerprint, actions, max_actions=len(actions), made_at=site.server_time())
     return replace(made, continues=run_id)
+
+
+def _found(broker: Broker, run_id: str) -> tuple[Broker, Journal]:
+    """Return the run's journal and the database that has it."""
+    found = [(site, journals.read(site, run_id)) for site in sites.of(broker)]
+    return next((each for each in found if each[1].batches), found[0])
 
 
 def _set_aside(broker: Broker, journal: Journal) -> Iterator[Action]:
@@ -72,7 +78,7 @@ def _standing(journal: Journal) -> Iterator[Action]:
     """Yield an action for each thing that was changed, the latest first."""
     for (op, role, group), some in groupby(journal.changed(), key=lambda at: _group(*at)):
         found = list(some)
-        if (op == "rename" and role != "purge") or op == "note":
+        if (op == "rename" and role != "purge") or op == "note" or role == "drop":
             continue
         yield _action(op, group, found)
 

@@ -9,7 +9,7 @@ import pytest
 from opslib import records
 from opslib.errors import NotFound
 from opslib.plan import Action, Copy, Kind
-from opslib.writer import apply, lists, undo
+from opslib.writer import apply, lists, sites, undo
 from tests.support.plans import mover, planned, purge_of, told, undone, values
 from tests.support.seed import KEYS, seed_unacked, seed_waiting
 
@@ -264,3 +264,29 @@ def test_a_run_that_this_broker_does_not_know_cannot_be_undone(broker):
     """It says where to look."""
     with pytest.raises(NotFound, match="knows nothing"):
         undo.plan(broker, "20261121T021500Z-stuck-tasks-7f3a9c")
+
+
+def test_keys_of_a_result_backend_of_its_own_are_changed_there(server, archive):
+    """With that database's own lock and journal; undo finds them by the run's id alone."""
+    from urllib.parse import urlsplit, urlunsplit
+
+    from tests.support import servers
+
+    url = urlunsplit(urlsplit(server.url)._replace(path="/5"))
+    with server.client() as client:
+        client.flushall()
+    broker = servers.broker(server, result_backend=url)
+    results = broker.results
+    results.set("celery-task-meta-x", b'{"status": "SUCCESS"}', ex=500)
+    before = values(results)
+    _, site = sites.of(broker)
+    copy = Copy(place="key", key="celery-task-meta-x")
+    action = Action(kind=Kind.DELETE, subject="x", source="result", destination="vault", copies=(copy,))
+
+    assert told(apply(planned(site, action), broker, dry_run=False)) == ["applied"]
+    assert not values(results)
+    assert not broker.reads.exists(KEYS.journal(run_id()))
+    assert told(undone(broker, run_id())) == ["applied"]
+
+    assert values(results) == before
+    results.flushdb()

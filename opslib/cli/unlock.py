@@ -1,0 +1,56 @@
+"""ops unlock: who holds the lock of a broker, and taking it from a run that cannot let go of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from opslib.cli import options, output
+from opslib.errors import BadParameter, Exit
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(name="unlock")(unlock)
+
+
+def unlock(
+    lock_id: Annotated[str, typer.Option("--lock-id", metavar="ID", help="The lock to take: its first letters.")] = "",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the audit.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Also from a run that is still connected.")] = False,
+    target: options.Target = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Show which run holds the lock; with --lock-id and --reason, take it from that run.
+
+    A lock frees itself a minute after its holder has died. Exit 0: it is free. 1: a run holds it.
+
+    Example: ops unlock --target prod --lock-id 3f9a0c1d --reason "the host was lost"
+    """
+    del verbose
+    from opslib.writer import lock
+
+    if not lock_id and (reason or yes):
+        raise BadParameter("--reason and --yes need --lock-id.", hint="`ops unlock` by itself shows it.")
+    broker = output.open_broker(target, env_file)
+    if lock_id:
+        taken = lock.unlock(broker, lock_id, reason, though_connected=yes)
+        output.say(f"The lock was taken from {taken}." if taken else f"{broker.target.name} was not locked any more.")
+        return
+    holder = lock.look(broker)
+    form = output.form(output_form, as_json=as_json)
+    if form is options.Format.TABLE:
+        from opslib.render import listings
+
+        output.show(*listings.lock(holder, broker.target.name))
+    elif form is options.Format.IDS:
+        output.emit([holder] if holder else [], form, table=lambda: "", ids=lambda row: str(row.lock_id))
+    else:
+        output.document({"held": holder is not None, "holder": holder}, form)
+    if holder:
+        raise typer.Exit(int(Exit.ATTENTION))

@@ -1,0 +1,64 @@
+"""The quarantine lists of every run → what each holds, and the messages of one with why they are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from opslib.collectors import queues
+from opslib.collectors.keyspace import STEP
+from opslib.envelope import Head, Unreadable, digest, head, unacked_head
+from opslib.facts import Quarantined, QuarantinedMessage
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+
+_SAMPLES = 100
+
+
+def lists(broker: Broker, run_id: str = "") -> list[Quarantined]:
+    """Return every quarantine list, or those of one run, the oldest run first."""
+    space = broker.keys
+    root = f"{space.own_runs}{run_id}{':q' if run_id else ''}"
+    found = []
+    for name in broker.reads.scan_iter(match=f"{_literal(root)}*", count=STEP):
+        key = cast("bytes", name).decode("utf-8", "surrogateescape")
+        parts = space.quarantined(key)
+        if parts and (not run_id or parts[0] == run_id):
+            count = broker.reads.llen(cast("bytes", name))
+            weight = broker.reads.memory_usage(cast("bytes", name), samples=_SAMPLES) or 0
+            found.append(Quarantined(run_id=parts[0], queue=parts[1], key=key, count=count, size_bytes=weight))
+    return sorted(found, key=lambda row: (row.run_id, row.queue, row.key))
+
+
+def messages(broker: Broker, listing: Quarantined, *, limit: int) -> Iterator[QuarantinedMessage]:
+    """Yield what one list holds, as far as it can be decoded, with the note that was made of each."""
+    notes = broker.keys.quarantine_notes(listing.run_id).encode("utf-8", "surrogateescape")
+    whole = queues.Listing(key=listing.key, queue=listing.queue, priority=0, length=listing.count)
+    for _, raw in queues.stream(broker, whole, limit=limit):
+        note = _note(cast("bytes | None", broker.reads.hget(notes, digest(raw).encode())))
+        seen = unacked_head(raw)[0] if raw[:1] == b"[" else head(raw)
+        yield QuarantinedMessage(
+            run_id=listing.run_id,
+            queue=str(note.get("queue") or listing.queue),
+            place=str(note.get("place", "waiting")),
+            subject=seen.task_id if isinstance(seen, Head) else str(note.get("subject", "")),
+            task=seen.task if isinstance(seen, Head) else "",
+            unreadable=seen.reason if isinstance(seen, Unreadable) else "",
+            sha256=digest(raw),
+            size_bytes=len(raw),
+        )
+
+
+def _note(raw: bytes | None) -> Mapping[str, Any]:
+    try:
+        found = json.loads(raw or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _literal(text: str) -> str:
+    """Return text that SCAN's pattern matches as it stands."""
+    return "".join(f"\\{char}" if char in "*?[]\\^" else char for char in text)
