@@ -14,7 +14,7 @@ from opslib.envelope import digest
 from opslib.errors import NotFound
 from opslib.keys import OWN
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, Status, make
-from opslib.writer import consumers, lists, repair, stored
+from opslib.writer import consumers, lists, repair, sites, stored
 from opslib.writer import journal as journals
 from opslib.writer.journal import Batch, Journal
 from opslib.writer.moves import MOVED, MOVED_NEXT, UNDONE, Move, Mover, Place, old_bytes
