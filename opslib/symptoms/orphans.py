@@ -102,5 +102,5 @@ def missing_from_index(view: View) -> Iterator[Finding]:
                 task=message.task,
                 message="Unacked, but missing from the index: Celery's own sweep will never restore it.",
                 evidence={"delivery_tag": message.delivery_tag},
-                hint="Restoring it here puts it back; left alone it stays for ever.",
+                hint="Left alone it stays for ever; indexed, it is restored should its node die.",
             )

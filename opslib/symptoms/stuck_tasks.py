@@ -154,8 +154,9 @@ def plan(snapshot: Snapshot, findings: Iterable[Finding], *, max_actions: int) -
     """
     Propose what the findings allow, and nothing for what is unknown.
 
-    Loops and hung tasks are stopped, orphans go back to their queue, unreadable messages leave circulation. What needs
-    a person's decision (duplicates, ETAs beyond the timeout, results) is left alone.
+    Loops and hung tasks are stopped, orphans go back to their queue, what no sweep would find is indexed, unreadable
+    messages leave circulation. What needs a person's decision (duplicates, ETAs beyond the timeout, results) is left
+    alone.
 
     Raises:
         PlanTooLarge: If more than `max_actions` are needed.
@@ -173,6 +174,9 @@ def plan(snapshot: Snapshot, findings: Iterable[Finding], *, max_actions: int) -
         and message.queue
         and message.task_id not in stops.keys() | doubled | finished
     ]
+    unindexed = {f.evidence["delivery_tag"] for f in certain if f.code == "unacked-index-mismatch"}
+    put_right = {copy.delivery_tag for action in actions for copy in action.copies}
+    actions += [_repair(m) for m in snapshot.unacked if m.delivery_tag in unindexed - put_right]
     told = {f.subject for f in certain if f.code == "unreadable-message"}
     actions += [_quarantine(message) for message in snapshot.unreadable if message.sha256 in told]
     return plans.make(
@@ -221,6 +225,19 @@ def _restore(message: UnackedMessage) -> Action:
         copies=(_copy(message),),
         why="orphaned-unacked",
         effect=f"Back to {message.queue}, next to be served, marked redelivered.",
+    )
+
+
+def _repair(message: UnackedMessage) -> Action:
+    return Action(
+        kind=Kind.REPAIR,
+        subject=message.task_id,
+        task=message.task,
+        source="unacked",
+        destination="unacked",
+        copies=(_copy(message),),
+        why="unacked-index-mismatch",
+        effect="Indexed as if delivered now, so that Celery restores it should its node die.",
     )
 
 

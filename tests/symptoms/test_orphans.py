@@ -148,3 +148,11 @@ def test_a_message_missing_from_the_index_is_told(look, told):
     seen = twice(snapshot(unacked=[message], held=[held("x")]), unacked=[message] if look == "both" else [])
 
     assert bool(found(seen, "unacked-index-mismatch")) is told
+    assert planned(seen) == ([(Kind.REPAIR, "x")] if told else [])
+
+
+def test_an_orphan_missing_from_the_index_is_restored_and_not_repaired_as_well():
+    """Back in its queue it has no need of an index."""
+    seen = twice(snapshot(unacked=[delivered("x", age_s=None)]))
+
+    assert planned(seen) == [(Kind.RESTORE, "x")]

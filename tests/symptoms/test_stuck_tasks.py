@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -196,7 +197,7 @@ def test_a_plan_is_whole_or_refused():
 
 
 def test_the_digest_is_that_of_what_would_be_done():
-    """The same for the same, whatever order the rows came in; another for another change."""
+    """The same for the same, whatever order the rows came in; another for another change, limit or instant."""
     seen = many_orphans(8)
     findings = diagnose(seen, LIMITS)
     shuffled = random.Random(7).sample(findings, len(findings))
@@ -206,8 +207,9 @@ def test_the_digest_is_that_of_what_would_be_done():
 
     assert plan(seen, diagnose(seen, LIMITS), max_actions=10).digest == digest
     assert plan(seen, shuffled, max_actions=10).digest == digest
-    assert plan(seen, findings, max_actions=99).digest == digest
+    assert plan(seen, findings, max_actions=99).digest != digest
     assert plan(other, findings, max_actions=10).digest != digest
+    assert plan(replace(seen, taken_at=seen.taken_at + timedelta(seconds=1)), findings, max_actions=10).digest != digest
     assert plan(replace(seen, fingerprint="another"), findings, max_actions=10).digest != digest
 
 
