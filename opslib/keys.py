@@ -149,6 +149,11 @@ class Keyspace:
     # What this tool writes, all in the broker's database and under the deployment's prefix.
 
     @property
+    def environment(self) -> str:
+        """String: JSON of the environment that this database belongs to; written once."""
+        return f"{self.prefix}{OWN}env"
+
+    @property
     def lock(self) -> str:
         """String with a life: JSON of the one run that may change this broker."""
         return f"{self.prefix}{OWN}lock"
@@ -170,6 +175,10 @@ class Keyspace:
     def quarantine(self, run_id: str, queue: str, part: int = 1) -> str:
         """List: messages that a run took out of circulation, as they were. Never expires."""
         return f"{self.prefix}{OWN}run:{run_id}:q{f'.{part}' if part > 1 else ''}:{queue}"
+
+    def quarantine_of_full(self, run_id: str, key: str) -> str:
+        """List: what a queue's list held when a server without memory was purged; its name is all that is known."""
+        return f"{self.prefix}{OWN}run:{run_id}:q.full:{key.removeprefix(self.prefix)}"
 
     def quarantined(self, key: str) -> tuple[str, str] | None:
         """Return run and queue of a quarantine's key; None for another key."""

@@ -11,7 +11,7 @@ from opslib import folders, records, refusals, settings
 from opslib import plan as plans
 from opslib.errors import Refused
 from opslib.plan import Action, Kind, Outcome, Plan, Status
-from opslib.writer import audit, consumers, drop, lists, lock, points, repair, sites, stored, undo, vault, verify
+from opslib.writer import audit, consumers, drop, full, lists, lock, points, repair, sites, stored, undo, vault, verify
 from opslib.writer.moves import Mover
 from opslib.writer.primitive import Primitive
 from opslib.writer.quarantine import Handler
@@ -51,7 +51,7 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True) -> tuple[Outcome,
         _identify(plan, broker)
         folder = _save(plan)
         audit.write("begin", plan=plan.digest, target=plan.target, continues=plan.continues, actions=plan.summary())
-        outcomes = _under_lock(allowed, plan, broker, folder)
+        outcomes = _under_lock_or_full(allowed, plan, broker, folder)
     except Exception as error:
         known = refusals.of(error, broker.target.shown_broker)
         audit.note("refused", plan=plan.digest, why=str(known))
@@ -109,6 +109,16 @@ def _identify(plan: Plan, broker: Broker) -> None:
         raise Refused(
             f"The plan is of {plan.made_at} and was good until {plan.expires_at}.", hint="Run the runbook again."
         )
+
+
+def _under_lock_or_full(actions: Sequence[Action], plan: Plan, broker: Broker, folder: Path) -> list[Outcome]:
+    """Carry out under the lock; where a full server has no memory for one, do what can be done without."""
+    try:
+        return _under_lock(actions, plan, broker, folder)
+    except Exception as error:
+        if full.answers(error, actions):
+            return full.purge(broker, actions, records.context().run_id)
+        raise
 
 
 def _under_lock(actions: Sequence[Action], plan: Plan, broker: Broker, folder: Path) -> list[Outcome]:

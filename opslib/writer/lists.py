@@ -31,7 +31,7 @@ def purge(primitive: Primitive, action: Action) -> Outcome:
     destinations = [_free(primitive, copy.key.removeprefix(space.prefix)) for copy in copies]
     answer = _rename(
         primitive,
-        [(copy.key, to, int(copy.count * _GROWTH) + _MARGIN) for copy, to in zip(copies, destinations, strict=True)],
+        [(copy.key, to, most(copy.count)) for copy, to in zip(copies, destinations, strict=True)],
         role="purge",
         items=[{"a": action.id, "s": action.subject}] * len(copies),
     )
@@ -47,6 +47,11 @@ def purge(primitive: Primitive, action: Action) -> Outcome:
     if not moved:
         return Outcome(action=action, status=Status.SKIPPED, reason="The queue is empty by now.")
     return Outcome(action=action, status=Status.APPLIED, reason=f"{moved:,} messages are kept in quarantine.")
+
+
+def most(planned: int) -> int:
+    """Return how many messages a list may hold by now, for a purge that was planned with so many."""
+    return int(planned * _GROWTH) + _MARGIN
 
 
 def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -93,18 +98,23 @@ def finish(primitive: Primitive, key: str) -> int:
 
 
 def unpurge(primitive: Primitive, batch: Batch, n: int) -> str:
+    """Put back what a purge renamed; MOVED, or GONE if it was put back already, or dropped."""
+    item = batch.items[n]
+    return unrename(primitive, item["from"], item["to"], {"undoes": [batch.number, n]})
+
+
+def unrename(primitive: Primitive, key: str, quarantine: str, about: Mapping[str, Any]) -> str:
     """
-    Give a purged list its name back, and let what was pushed meanwhile follow behind it.
+    Give a list its name back, and let what was pushed meanwhile follow behind it.
 
     Returns:
-        MOVED, or GONE if the quarantine is empty: it was put back already, or dropped.
+        MOVED, or GONE if there is nothing under the other name.
     """
-    key, quarantine = batch.items[n]["from"], batch.items[n]["to"]
     work = primitive.broker.keys.work(primitive.run_id, key.removeprefix(primitive.broker.keys.prefix))
     letter = GONE
     if primitive.broker.writes.exists(_raw(quarantine)):
         aside = [(key, work, None)] if primitive.broker.writes.exists(_raw(key)) else []
-        items: list[dict[str, Any]] = [{"s": key}] * len(aside) + [{"s": key, "undoes": [batch.number, n]}]
+        items: list[dict[str, Any]] = [{"s": key}] * len(aside) + [{"s": key, **about}]
         answer = _rename(primitive, [*aside, (quarantine, key, None)], role="unpurge", items=items)
         letter = answer.letters[-1]
         if letter != MOVED:

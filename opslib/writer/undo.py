@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib import pidbox
-from opslib.collectors import queues
+from opslib.collectors import quarantine, queues
 from opslib.envelope import digest
 from opslib.errors import NotFound
 from opslib.keys import OWN
@@ -37,12 +37,13 @@ def plan(broker: Broker, run_id: str) -> Plan:
         NotFound: If this broker knows nothing of the run.
     """
     site, journal = _found(broker, run_id)
-    if not journal.batches:
+    aside = list(_of_full(broker, run_id))
+    if not journal.batches and not aside:
         raise NotFound(
             f"{broker.target.name} knows nothing of a run {run_id}.",
             hint="It changed nothing here, or more than 14 days ago; `ops reports list` shows what runs did.",
         )
-    actions = [*_set_aside(site, journal), *_standing(journal)]
+    actions = [*aside, *_set_aside(site, journal), *_standing(journal)]
     made = make(broker.target.name, site.fingerprint, actions, max_actions=len(actions), made_at=site.server_time())
     return replace(made, continues=run_id)
 
@@ -51,6 +52,22 @@ def _found(broker: Broker, run_id: str) -> tuple[Broker, Journal]:
     """Return the run's journal and the database that has it."""
     found = [(site, journals.read(site, run_id)) for site in sites.of(broker)]
     return next((each for each in found if each[1].batches), found[0])
+
+
+def _of_full(broker: Broker, run_id: str) -> Iterator[Action]:
+    """Yield what was set aside of a server that had no memory for a journal."""
+    root = broker.keys.quarantine_of_full(run_id, "")
+    for row in quarantine.lists(broker, run_id):
+        if row.key.startswith(root):
+            key = broker.keys.prefix + row.queue
+            yield Action(
+                kind=Kind.UNDO,
+                subject=row.queue,
+                source="quarantine",
+                destination=key,
+                copies=(Copy(place="full", key=row.key, queue=key, count=row.count),),
+                effect=f"{row.count:,} messages come back to {key}, ahead of what was pushed since.",
+            )
 
 
 def _set_aside(broker: Broker, journal: Journal) -> Iterator[Action]:
@@ -312,6 +329,13 @@ def _arrived(broker: Broker, items: Sequence[Mapping[str, Any]]) -> dict[str, by
 def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) -> Outcome:
     """Put one thing back that is no single message."""
     copy = action.copies[0]
+    if copy.place == "full":
+        done = lists.unrename(primitive, copy.queue, copy.key, {})
+        return Outcome(
+            action=action,
+            status=Status.APPLIED if done == MOVED else Status.SKIPPED,
+            reason="As it was." if done == MOVED else _NOT_THERE,
+        )
     if copy.place == "pass":
         count, in_place = lists.unsieve(primitive, copy.queue, copy.key)
         where = "where they were" if in_place else "next to be served, for the queue has moved on"
