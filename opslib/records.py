@@ -18,7 +18,7 @@ import msgspec
 
 from opslib import redact
 from opslib.errors import Exit
-from opslib.findings import Finding, Verdict, counted, verdict, worst_first
+from opslib.findings import Finding, Severity, Verdict, counted, verdict, worst_first
 from opslib.plan import Status
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def record(
     The verdict is over what remains; so is the coverage. Exit code: docs/exit-codes.md.
     """
     ctx = context()
+    remaining = [*remaining, *_unproven(outcomes)]
     judged = verdict(remaining)
     failed = any(outcome.status is Status.FAILED for outcome in outcomes)
     waiting = dry_run and len(plan) > 0
@@ -169,6 +170,22 @@ def record(
     )
     write(result, ctx.record)
     return result
+
+
+def _unproven(outcomes: Iterable[Outcome]) -> list[Finding]:
+    """Return a finding for each change whose effect could not be found: it leaves the whole view in doubt."""
+    return [
+        Finding(
+            code="cannot-see",
+            severity=Severity.UNKNOWN,
+            subject=o.action.subject,
+            task=o.action.task,
+            message=f"What became of the {o.action.kind} cannot be proven. {o.reason}",
+            hint="`ops find` looks for it everywhere; `ops audit verify` compares audit and journal.",
+        )
+        for o in outcomes
+        if o.status is Status.UNVERIFIED
+    ]
 
 
 def draft(findings: Iterable[Finding]) -> None:

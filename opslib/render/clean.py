@@ -166,7 +166,7 @@ def _link(tag: Tag, removed: Counter[str]) -> None:
     if scheme and scheme.group(1).lower() not in {"http", "https", "mailto"}:
         removed[f"{scheme.group(1).lower()}: link"] += 1
     elif scheme and not (tag.contents and isinstance(tag.contents[0], NavigableString) and tag.contents[0] == address):
-        tag.append(f" ({address})")
+        tag.append(f" ({redact.plain(address)})")
     tag.hidden = True
 
 

@@ -107,7 +107,7 @@ def outcomes(rows: Iterable[Outcome | Row], actions: Iterable[Action | Row] = ()
     Args:
         actions: The plan's rows, for outcomes out of a record, which name their action by number.
     """
-    rank = {"failed": 0, "skipped": 1}
+    rank = {"failed": 0, "unverified": 0, "skipped": 1}
     pairs = sorted(
         joined(rows, actions), key=lambda pair: (rank.get(str(pair[0].get("status")), 2), pair[1].get("id") or 0)
     )

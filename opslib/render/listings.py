@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from opslib.demo import Fault
     from opslib.facts import Quarantined, QuarantinedMessage, Snapshot
     from opslib.records import RunRecord
+    from opslib.writer.audited import Report
     from opslib.writer.lock import Holder
 
 
@@ -105,10 +106,12 @@ def quarantined(rows: Sequence[QuarantinedMessage], total: int) -> Table:
     )
 
 
-def lock(holder: Holder | None, target: str) -> list[object]:
-    """Return who holds a lock, whether that run still lives, and how it is taken from it."""
-    if holder is None:
-        return [Line((f"Nobody is changing {target}.",))]
+def locks(held: Sequence[tuple[str, Holder]], target: str) -> list[object]:
+    """Return who holds the locks of a deployment, whether those runs still live, and how a lock is taken from one."""
+    return [_lock(server, holder, target) for server, holder in held] or [Line((f"Nobody is changing {target}.",))]
+
+
+def _lock(server: str, holder: Holder, target: str) -> Table:
     connected = {
         True: "yes: it may only be slow",
         False: "no client of that run is connected",
@@ -128,13 +131,32 @@ def lock(holder: Holder | None, target: str) -> list[object]:
         ("last batch", _batch(holder)),
     ]
     how = f'ops unlock --target {target} --lock-id {holder.lock_id} --reason "…"'
+    return Table(
+        title=f"{server} is being changed",
+        columns=[Column("what"), Column("value", "code")],
+        rows=[(name, value) for name, value in facts if value],
+        caption=f"To take the lock from it: {how}" if holder.lock_id else "What has the lock's name is no lock.",
+    )
+
+
+def audit(report: Report) -> list[object]:
+    """Return what does not fit in the audit: first what a person has to look at."""
+    rows = sorted(report.problems, key=lambda row: not row.person)
+    compared = f"compared with {report.broker}" if report.broker else "not compared with a broker"
+    found = "whole" if report.whole else f"{sum(row.person for row in rows):,} to look at"
     return [
         Table(
-            title=f"{target} is being changed",
-            columns=[Column("what"), Column("value", "code")],
-            rows=[(name, value) for name, value in facts if value],
-            caption=f"To take the lock from it: {how}" if holder.lock_id else "What has the lock's name is no lock.",
-        )
+            title="",
+            columns=[Column("what"), Column("line", "number"), Column("what it means")],
+            rows=[
+                (row.kind if row.person else f"({row.kind})", row.line or "", row.says.replace("\n", " "))
+                for row in rows
+            ],
+            caption="What stands in brackets is only good to know." if any(not row.person for row in rows) else "",
+            empty="Every line fits the one before it, and every change has its result.",
+            limit=len(rows) or 1,
+        ),
+        Line((str(report.path), words.plural(report.lines, "line"), compared, found)),
     ]
 
 

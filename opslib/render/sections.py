@@ -342,7 +342,7 @@ def _running(row: Row) -> str:
 
 
 def _outcomes(run: RunRecord) -> Section:
-    rank = {"failed": 0, "skipped": 1, "applied": 2}
+    rank = {"failed": 0, "unverified": 0, "skipped": 1, "applied": 2}
     joined = judged.joined(run.outcomes, words.actions_of(run))
     flat = [{**action, "status": str(row.get("status")), "outcome": row} for row, action in joined]
     flat.sort(key=lambda row: rank.get(row["status"], 0))

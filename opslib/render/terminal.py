@@ -13,6 +13,7 @@ from opslib.render.words import SIGNS, shown
 _STYLES = {
     "critical": "bold red",
     "failed": "bold red",
+    "unverified": "bold magenta",
     "attention": "yellow",
     "unknown": "magenta",
     "healthy": "bold green",

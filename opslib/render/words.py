@@ -28,6 +28,7 @@ SIGNS = {
     "critical": "✕",
     "unknown": "?",
     "failed": "⊘",
+    "unverified": "?",
     "applied": "✓",
     "skipped": "–",
     "gone": "✓",
@@ -224,7 +225,8 @@ def changes(record: RunRecord) -> tuple[str, str]:
         return "Not known", "The run stopped while it was allowed to change something."
     if applying:
         applied = outcomes[Status.APPLIED]
-        rest = [f"{outcomes[word]:,} {word}" for word in (Status.SKIPPED, Status.FAILED) if outcomes[word]]
+        others = (Status.UNVERIFIED, Status.SKIPPED, Status.FAILED)
+        rest = [f"{outcomes[word]:,} {word}" for word in others if outcomes[word]]
         of = f"of {plural(len(planned), 'planned change')}" if planned else "The plan was empty."
         return (f"{applied:,} made" if applied else "None made"), ", ".join([of, *rest]) if planned else of
     if planned:
