@@ -11,6 +11,7 @@ name   :=
 target :=
 args   :=
 TESTS  :=
+stack  := embedded
 
 # Nothing outside the environment may put another kernel in front of ours.
 unexport JUPYTER_PATH
@@ -22,6 +23,8 @@ STRIP     := $(BIN)/nbstripout --keep-id --extra-keys \
 	"metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
 # By file, for a file's tests share their systems: with pytest 9.2, xdist's loadgroup silently ignores the groups.
 PYTEST    := $(BIN)/python -m pytest -q -n 2 --dist loadfile $(if $(TESTS),-k "$(TESTS)")
+# One process, for the containers are one system, and time to make the images.
+ON_DOCKER := $(if $(filter docker,$(stack)),-n 0 --timeout 600 runbooks tests/docker)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup runbook list demo-up demo-down lab reports test test-slow bench lint fmt lock clean
@@ -61,8 +64,8 @@ lab: .venv-lab/.stamp ## Open the notebooks in JupyterLab
 reports: .venv/.stamp ## List the archived incident reports
 	@$(BIN)/ops reports list
 
-test: .venv/.stamp ## Run the tests and every notebook, without the slow ones [TESTS=pattern]
-	@$(PYTEST) -m "not slow" $(args)
+test: .venv/.stamp ## Run the tests and every notebook, without the slow ones [TESTS=pattern] [stack=docker]
+	@$(PYTEST) -m "not slow" --stack '$(stack)' $(ON_DOCKER) $(args)
 
 test-slow: .venv/.stamp ## Run the slow tests [TESTS=pattern]
 	@$(PYTEST) -m slow --timeout 1200 $(args)
@@ -89,7 +92,8 @@ LOCK = $(or $(UV),.venv-lock/bin/uv) pip compile pyproject.toml --quiet --univer
 lock: $(if $(UV),,.venv-lock/bin/uv) ## Write the lock files anew [args=--upgrade]
 	$(LOCK) --extra demo --group dev --output-file requirements.lock $(args)
 	$(LOCK) --extra all --output-file requirements-lab.lock $(args)
-	@! grep -n '://' requirements.lock requirements-lab.lock
+	$(LOCK) --constraint requirements.lock --no-annotate --output-file deploy/requirements.lock $(args)
+	@! grep -n '://' requirements.lock requirements-lab.lock deploy/requirements.lock
 
 clean: ## Remove environments and caches; reports stay
 	rm -rf .venv .venv-lab .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

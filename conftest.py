@@ -2,21 +2,36 @@
 The notebooks as tests: each runs with its defaults on a small real system, and must leave it as it was.
 
 nbmake makes their items, which run no fixtures; so hooks start the system, when the first of them is about to run.
+What it is made of, `--stack` says: an embedded server and processes, or containers.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.shop import contents, open_shop, orphan
+from tests.shop import contents, embedded, open_shop, orphan
 from tests.support.workers import Deployment
 
+#: Tests of containers; there are none where the stack has none.
+_OF_CONTAINERS = Path(__file__).with_name("tests") / "docker"
 _SHOP = pytest.StashKey[Deployment]()
 _BEFORE = pytest.StashKey[dict[bytes, object]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the caller choose what the notebooks run on."""
+    parser.addoption("--stack", choices=["embedded", "docker"], default="embedded", help="what the notebooks run on")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the tests of containers out, unless containers are asked for."""
+    return True if collection_path == _OF_CONTAINERS and config.option.stack != "docker" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,11 +62,20 @@ def _is_notebook(item: pytest.Item) -> bool:
     return getattr(item, "nbmake", False)
 
 
+def _stack(config: pytest.Config) -> Callable[[Path], AbstractContextManager[Deployment]]:
+    if config.option.stack == "embedded":
+        return embedded
+    from tests.support import containers
+
+    return partial(containers.stack, containers.shared(config))
+
+
 def _start(config: pytest.Config) -> Deployment:
+    stack = _stack(config)  # before what ends with this system, for it ends after it
     running = ExitStack()
     config.add_cleanup(running.close)
     folder = Path(running.enter_context(TemporaryDirectory(prefix="opslib-notebooks-")))
-    shop = running.enter_context(open_shop(folder))
+    shop = running.enter_context(open_shop(folder, stack))
     orphan(shop)
     environment = running.enter_context(pytest.MonkeyPatch.context())
     for name in ("OPS_TARGET", "OPS_ENV_FILE", "OPS_RUN", "JUPYTER_PATH"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from opslib import redact, refusals, settings, urls
-from opslib.errors import BrokerUnreachable, NotABroker, SettingsError
+from opslib.errors import BrokerUnreachable, NotABroker, Refused, SettingsError
 from opslib.keys import Keyspace
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ READ_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 15.0
 OLDEST = (6, 2)
 CLIENT_NAME = "opslib"
+#: Longer than any that `ops config stamp` writes; what is longer is none.
+_STAMP_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class Broker:
         database: Number of the database, as the server counts it.
 
         results: Client of the result backend; None if it is not Redis.
+
+        environment: What the broker's stamp says of itself (`ops config stamp`); empty if it has none that can be read.
     """
 
     target: Target
@@ -47,6 +51,7 @@ class Broker:
     keys: Keyspace
     results: Redis | None
     information: Mapping[str, Any] = field(repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def writes(self) -> Redis:
@@ -64,6 +69,15 @@ class Broker:
         return f"{info.get('run_id', '')}/{info.get('master_replid', '')}/{self.keys.database}/{self.keys.prefix}"
 
     @property
+    def environment_problem(self) -> str:
+        """Why it is not proven that this is the environment that the target names; empty if it is, or names none."""
+        if not self.target.environment or self.environment:
+            return ""  # with another stamp, nobody would have got this far
+        return (
+            f"{self.target.shown_broker} has no stamp that can be read; the target expects {self.target.environment!r}."
+        )
+
+    @property
     def role(self) -> str:
         """What the server calls itself: master or slave."""
         return str(self.information.get("role", ""))
@@ -77,9 +91,12 @@ class Broker:
         info = self.information
         product = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
         version = info.get("valkey_version") or info.get("redis_version", "?")
-        warnings = "".join(f"\n! {warning}" for warning in self.target.warnings)
+        problem = [self.environment_problem] if self.environment_problem else []
+        warnings = "".join(f"\n! {warning}" for warning in [*self.target.warnings, *problem])
         when = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        return f"{self.target.name}: {self.target.shown_broker} · {product} {version} · {when}{warnings}"
+        name = redact.plain(" ".join(self.environment.get("env", "")[:100].split()))
+        stamp = f" · stamped {name}" if name else ""
+        return f"{self.target.name}: {self.target.shown_broker} · {product} {version}{stamp} · {when}{warnings}"
 
 
 def connect(target: str | Target = "") -> Broker:
@@ -97,25 +114,63 @@ def connect(target: str | Target = "") -> Broker:
         BrokerRefused: If credentials, rights, TLS or the database are refused.
 
         NotABroker: If the server is a cluster node or too old.
+
+        Refused: If the target names an environment, and the broker's stamp says another one.
     """
     redact.remember_environment()
     chosen = settings.load(target) if isinstance(target, str) else target
     reads = _client(chosen.broker_url, chosen, retries=1, timeout_s=READ_TIMEOUT_S)
-    info = _hello(chosen)
-    _check(info, chosen)
     database = int(reads.connection_pool.connection_kwargs.get("db") or 0)
     keys = Keyspace(database=database, prefix=chosen.global_keyprefix, result_prefix=chosen.result_keyprefix)
-    return Broker(target=chosen, reads=reads, keys=keys, results=_results(chosen, reads), information=info)
+    info, stamp = _hello(chosen, keys)
+    return Broker(
+        target=chosen,
+        reads=reads,
+        keys=keys,
+        results=_results(chosen, reads),
+        information=info,
+        environment=stamp,
+    )
 
 
-def _hello(target: Target) -> Mapping[str, Any]:
-    """Ask the server who it is, once and without retry, so that a dead one is told at once."""
+def _hello(target: Target, keys: Keyspace) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Ask the server who it is and where it belongs, once and without retry, so that a dead one is told at once."""
     with (
         refusals.explained(target.shown_broker),
         _client(target.broker_url, target, retries=0, timeout_s=CONNECT_TIMEOUT_S) as client,
     ):
-        client.ping()
-        return cast("Mapping[str, Any]", client.info())
+        try:
+            # No PING before it: a server that cannot write to its disk refuses that, and can be looked at all the same.
+            info = dict(cast("Mapping[str, Any]", client.info()))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            # redis-py takes the first answers apart without a look at what they are.
+            raise NotABroker(
+                f"{target.shown_broker} answers, but not as Redis does.",
+                hint="Is another program listening on this port?",
+            ) from error
+        _check(info, target)
+        stamp = _stamp(client, keys)
+    if target.environment and stamp and target.environment not in {stamp["env"], stamp.get("id")}:
+        raise Refused(
+            f"{target.shown_broker} is stamped {redact.plain(stamp['env'][:100])!r}; "
+            f"target {target.name} expects {target.environment!r}.",
+            hint=f"Is that the right URL? `ops config show --target {target.name}` says where it comes from.",
+        )
+    return info, stamp
+
+
+def _stamp(client: Redis, keys: Keyspace) -> Mapping[str, str]:
+    """Return the broker's stamp; empty if there is none, or none that this user can read."""
+    import msgspec
+    from redis.exceptions import ResponseError
+
+    try:
+        stamp = msgspec.json.decode(
+            cast("bytes", client.getrange(keys.environment, 0, _STAMP_BYTES)), type=dict[str, str]
+        )
+    except (ResponseError, msgspec.DecodeError):
+        return {}
+    return stamp if stamp.get("env") else {}
 
 
 def _check(info: Mapping[str, Any], target: Target) -> None:

@@ -58,15 +58,11 @@ def run(
             record.findings = list(found) or record.findings
             records.write(record, context.record)
         except KeyboardInterrupt:
-            problem = errors.Interrupted("The run was interrupted.", hint=_go_on(context.run_id, dry_run=dry_run))
+            problem = errors.Interrupted("The run was interrupted.")
         except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
             problem = refusals.of(error, broker.target.shown_broker)
     with session.uninterrupted():
         return session.archived(session.concluded(context, problem), Path(context.record).parent)
-
-
-def _go_on(run_id: str, *, dry_run: bool) -> str:
-    return "" if dry_run else f"`ops resume {run_id}` goes on with it; `ops undo {run_id}` puts back what was done."
 
 
 def _carried_out(plan: Plan, broker: Broker, *, dry_run: bool, judge: str) -> RunRecord:
@@ -114,12 +110,6 @@ def saved(root: Path, run_id: str) -> tuple[Plan, RunRecord]:
         raise NotFound(
             f"Run {run_id} saved no plan.", hint="Only a run that came to its plan can be applied."
         ) from None
-
-
-def interrupted(record: RunRecord) -> bool:
-    """Whether a run may have changed something and did not come to its end."""
-    unfinished = record.error is not None or any(row.get("status") == "failed" for row in record.outcomes)
-    return unfinished and record.parameters.get("dry_run") is False
 
 
 def refused_unless_same(plan: Plan, target: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from opslib import redact
-from opslib.errors import BrokerRefused, BrokerUnreachable, OpsError, Refused
+from opslib.errors import BrokerRefused, BrokerUnreachable, NotABroker, OpsError, Refused
 
 #: What redis-py says before it says what happened.
 _PREAMBLE = re.compile(r"^Error -?\d+ connecting to \S+\s+")
@@ -24,12 +24,15 @@ class _Refusal:
         signs: Names of redis-py's exceptions, or what the server's words begin with or hold.
 
         says: The sentence; `{shown}` is the server, `{said}` its own words.
+
+        over_tls: The hint for a rediss:// URL, if it is another one; empty: the same.
     """
 
     signs: tuple[str, ...]
     becomes: type[OpsError]
     says: str
     hint: str
+    over_tls: str = ""
 
 
 #: The first that fits; what a server says beats the kind of exception that redis-py makes of it.
@@ -59,7 +62,7 @@ _KNOWN = (
         "Check the number at the end of the URL.",
     ),
     _Refusal(
-        ("OutOfMemoryError", "OOM", "-OOM"),
+        ("OutOfMemoryError", "OOM", "-OOM", "command not allowed when used memory"),
         Refused,
         "{shown} is out of memory and takes no more writes; nothing of this was changed.",
         "Make room first: raise maxmemory, or expire results; workers cannot acknowledge either.",
@@ -99,12 +102,20 @@ _KNOWN = (
         BrokerUnreachable,
         "{shown} did not answer in time.",
         "Is this port TLS (rediss://)? Is a firewall in between, or the server stopped?",
+        over_tls="Is this port without TLS (redis://)? Is a firewall in between, or the server stopped?",
     ),
     _Refusal(
         ("reset by peer", "closed by server"),
         BrokerUnreachable,
         "{shown} closed the connection: {said}.",
         "Does this port speak TLS (rediss://)?",
+        over_tls="Is this port without TLS (redis://)?",
+    ),
+    _Refusal(
+        ("InvalidResponse", "Protocol error", "Invalid RESP version", "Bulk string length"),
+        NotABroker,
+        "{shown} answers, but not as Redis does: {said}.",
+        "Is another program listening on this port?",
     ),
     _Refusal(("ConnectionError",), BrokerUnreachable, "{shown} cannot be reached: {said}.", BrokerUnreachable.hint),
     _Refusal(("RedisError", "OSError"), BrokerUnreachable, "{shown}: {said}.", BrokerUnreachable.hint),
@@ -137,12 +148,15 @@ def of(error: BaseException, shown: str) -> OpsError:
     """
     if isinstance(error, OpsError):
         return error
-    said = _PREAMBLE.sub("", redact.plain(error)).rstrip(".")
+    said = _PREAMBLE.sub("", redact.plain(error)).rstrip(".") or type(error).__name__
     cause = error.__cause__ or error.__context__
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(cause, ssl.SSLError):
+    over_tls = shown.startswith("rediss:")
+    # A file of the TLS options that is not there looks like a server that is not.
+    if isinstance(cause, ssl.SSLError) or (over_tls and isinstance(cause, FileNotFoundError | PermissionError)):
         kinds.add("SSLError")
     for refusal in _KNOWN:
         if any(sign in kinds or said.startswith(sign) or (" " in sign and sign in said) for sign in refusal.signs):
-            return refusal.becomes(refusal.says.format(shown=shown, said=said), hint=refusal.hint)
+            hint = (over_tls and refusal.over_tls) or refusal.hint
+            return refusal.becomes(refusal.says.format(shown=shown, said=said), hint=hint)
     raise error

@@ -98,7 +98,7 @@ def _execute(runbook: Runbook, parameters: Mapping[str, Value], output: Path, sa
         with started(runbook.path.parent) as kernel:
             return _execute_in(kernel, runbook, parameters, output, say)
     except KeyboardInterrupt:
-        hint = "What it had seen and done until then is in the report and the audit."
+        hint = "What it had seen and done until then is in the report."
         return errors.Interrupted("The run was interrupted.", hint=hint)
 
 

@@ -95,12 +95,21 @@ def concluded(context: RunContext, problem: OpsError | None) -> RunRecord:
     if record.error and not problem:
         problem = errors.RunbookFailed(record.error["message"])
     if problem:
+        if isinstance(problem, errors.Interrupted | errors.RunbookFailed):
+            problem.hint = " ".join(filter(None, (problem.hint, _way_on(context))))
         record.verdict = str(Verdict.UNKNOWN if problem.exit_code is Exit.CANNOT_SEE else Verdict.FAILED)
         record.exit_code = int(problem.exit_code)
         record.error = {"type": type(problem).__name__, "message": problem.message, "hint": problem.hint}
     record.finished_at = record.finished_at or records.now()
     records.write(record, path)
     return record
+
+
+def _way_on(context: RunContext) -> str:
+    """Return what to do about a run that was cut off while it was allowed to change something."""
+    begun = context.parameters.get("dry_run") is False and (Path(context.record).parent / folders.PLAN).is_file()
+    run_id = context.run_id
+    return f"`ops resume {run_id}` goes on with it, `ops undo {run_id}` puts back what was done." if begun else ""
 
 
 def archived(record: RunRecord, folder: Path, *, declared: Sequence[Parameter] = ()) -> RunResult:

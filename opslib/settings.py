@@ -51,6 +51,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
         result_backend: Empty: look for results in the broker's own database.
 
+        environment: Name or id that the broker's stamp has to say (`ops config stamp`); empty: not checked.
+
         protected: Whether a change needs the target's name typed or `--confirm`.
 
         global_keyprefix: kombu's transport option of that name.
@@ -67,6 +69,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str
     broker_url: str
     result_backend: str = ""
+    environment: str = ""
     protected: bool = False
     global_keyprefix: str = ""
     result_keyprefix: str = ""
@@ -129,6 +132,7 @@ def described(target: Target) -> list[dict[str, str]]:
     shown = {
         "broker_url": target.shown_broker,
         "result_backend": target.shown_results,
+        "environment": target.environment or "not checked",
         "protected": "yes" if target.protected else "no",
         "global_keyprefix": target.global_keyprefix or "none",
         "result_keyprefix": target.result_keyprefix or "none",

@@ -39,7 +39,16 @@ def check(url: str, what: str) -> tuple[str, list[str]]:
         SettingsError: If the URL could not be meant as given.
     """
     redact.remember(url)
-    shown = redact.url(url)
+    found, warnings = _checked(url, what, redact.url(url))
+    if redact.too_short(url):
+        sentence = (
+            f"the password is shorter than {redact.SHORTEST} characters, so it is masked in URLs and nowhere else."
+        )
+        warnings = [*warnings, f"{what}: {sentence}"]
+    return found, warnings
+
+
+def _checked(url: str, what: str, shown: str) -> tuple[str, list[str]]:
     if url != url.strip() or re.search(r"\s", url):
         raise SettingsError(f"{what}: {shown!r} holds white space.")
     scheme = url.split(":", 1)[0]
@@ -110,6 +119,7 @@ def _place(url: str, what: str, shown: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         if parts.hostname and parts.netloc.count("@") <= 1 and (parts.port is None or parts.port in _PORTS):
+            parts.hostname.encode("idna")  # as it is looked up: no part of a name is empty or longer than 63
             return parts
     except ValueError:
         pass

@@ -13,7 +13,8 @@ from opslib.broker import Broker, connect
 from opslib.demo import server as embedded
 from opslib.demo.server import Server
 from opslib.settings import Target
-from tests.support import servers
+from tests.support import engines, servers
+from tests.support.engines import Engine
 from tests.support.workers import Deployment, deployment
 
 
@@ -31,6 +32,21 @@ def redis(server: Server) -> Iterator[Redis]:
         client.config_set("maxmemory", "256mb")
         client.flushall()
         yield client
+
+
+@pytest.fixture(scope="session", params=engines.KINDS)
+def _engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with engines.start(request.param, tmp_path_factory.mktemp(request.param)) as running:
+        yield running
+
+
+@pytest.fixture
+def any_server(_engine: Engine) -> Engine:
+    """A server of each kind in turn, which is empty and as it was configured."""
+    with _engine.client() as client:
+        client.config_set("maxmemory", "256mb")
+        client.flushall()
+    return _engine
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -33,9 +33,18 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
-def open_shop(folder: Path) -> Iterator[Deployment]:
-    """Start a server and a node with two processes in an existing folder, and have three tasks done."""
-    with server.start(folder) as running, deployment(running, folder) as shop:
+def embedded(folder: Path) -> Iterator[Deployment]:
+    """Start the embedded server in an existing folder; its nodes are processes beside it."""
+    with server.start(folder) as running, deployment(running, folder) as made:
+        yield made
+
+
+@contextmanager
+def open_shop(
+    folder: Path, stack: Callable[[Path], AbstractContextManager[Deployment]] = embedded
+) -> Iterator[Deployment]:
+    """Start a server and a node with two processes, logs in an existing folder, and have three tasks done."""
+    with stack(folder) as shop:
         shop.worker(name=NODE, concurrency=2)
         shop.until_done(*(shop.send("ok") for _ in range(3)))
         until(lambda: not shop.unacked(), DEADLINE_S, "the tasks are acknowledged")

@@ -29,7 +29,7 @@ ROOMS = {
         "refusals",
         "interrupts",
     },
-    "records": {"records"},
+    "records": {"records", "folders"},
     "catalog": {"catalog"},
     "demo": {"demo"},
     "target": {"settings"},
@@ -38,7 +38,7 @@ ROOMS = {
     "symptoms": {"symptoms"},
     "writer": {"writer"},
     "render": {"render"},
-    "run": {"kernel", "run"},
+    "run": {"kernel", "session", "run", "direct"},
     "cli": {"cli", "__main__"},
 }
 ORDER = list(ROOMS)

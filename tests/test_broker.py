@@ -108,16 +108,6 @@ def test_a_user_who_may_not_even_ask_is_a_refusal(redis, server):
         connect(target(servers.as_user(server)))
 
 
-def test_plain_text_to_a_tls_port_hints_at_tls(server, monkeypatch):
-    """And the other way round."""
-    monkeypatch.setattr(brokers, "CONNECT_TIMEOUT_S", 0.3)
-
-    with pytest.raises((BrokerRefused, BrokerUnreachable)) as told:
-        connect(target(f"rediss://127.0.0.1:{server.port}/0?ssl_cert_reqs=none"))
-
-    assert "rediss://" in told.value.hint
-
-
 def test_a_cluster_cannot_be_a_broker(tmp_path):
     """Celery cannot work on one, even with a single node."""
     with embedded.start(tmp_path, extra=["cluster-enabled yes"]) as running, pytest.raises(NotABroker, match="Cluster"):

@@ -201,6 +201,7 @@ def test_every_key_of_ours_is_named():
     space = Keyspace()
 
     assert set(rows) == {
+        space.environment,
         space.lock,
         space.epoch,
         space.audit,

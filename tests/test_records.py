@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opslib import records, redact
@@ -96,6 +96,8 @@ def test_each_verdict_has_its_exit_code(verdict, needs_person, code):
         (None, 1, ["applied"], False, "healthy", 0),
         (None, 1, ["skipped"], False, "healthy", 0),
         (None, 2, ["applied", "failed"], False, "healthy", 1),
+        (None, 1, ["unverified"], False, "healthy", 1),
+        (None, 2, ["applied", "unverified"], False, "healthy", 1),
         ("attention", 0, [], True, "attention", 1),
         ("critical", 1, ["applied"], False, "critical", 1),
         ("unknown", 1, [], True, "unknown", 4),
@@ -103,7 +105,7 @@ def test_each_verdict_has_its_exit_code(verdict, needs_person, code):
     ],
 )
 def test_a_run_ends_with_what_remains(severity, actions, statuses, dry_run, verdict, code):
-    """A plan that waits or an action that failed needs a person, even where the view is healthy by now."""
+    """A plan that waits, or an action that failed or is not proven, needs a person, however healthy the view is."""
     remaining = [finding(severity=Severity(severity))] if severity else []
     outcomes = tuple(outcome(action(n), Status(status)) for n, status in enumerate(statuses))
 
@@ -208,6 +210,7 @@ _VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)  # each example is flushed to a disk that others use as well
 @given(value=_VALUES)
 def test_any_value_can_be_written_and_read_back(tmp_path_factory, value):
     """Whatever was evidence, a record on the disk is a record."""

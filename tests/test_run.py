@@ -17,7 +17,7 @@ import psutil
 import pytest
 from bs4 import BeautifulSoup
 
-from opslib import catalog, kernel, records, run
+from opslib import catalog, folders, kernel, records, run
 from opslib.broker import CONNECT_TIMEOUT_S
 from opslib.demo import server
 from opslib.demo.server import Server
@@ -194,7 +194,7 @@ class TestSignals:
         assert "Traceback" not in out + err
         assert "interrupted" in out
         (record,) = archive.runs(place / "reports")
-        folder = archive.folder(place / "reports", record.run_id)
+        folder = folders.folder(place / "reports", record.run_id)
         assert (record.verdict, record.exit_code) == ("failed", Exit.INTERRUPTED)
         result = RunResult(record=record, folder=folder, report=folder / "report.html")
         assert "The run was interrupted" in page_of(result)

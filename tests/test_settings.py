@@ -342,6 +342,7 @@ def test_every_setting_of_the_file_reaches_the_target(load):
     target = load(
         "prod",
         toml=f"""{PROD}result_backend = "redis://results/1"
+environment = "prod-eu"
 protected = true
 global_keyprefix = "app:"
 result_keyprefix = "res:"
@@ -356,6 +357,7 @@ thresholds = {{ stuck_after = "90m", loop_after = 3, visibility_timeout = "2h" }
         "name": "prod",
         "broker_url": "redis://prod/0",
         "result_backend": "redis://results/1",
+        "environment": "prod-eu",
         "protected": True,
         "global_keyprefix": "app:",
         "result_keyprefix": "res:",

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from opslib import __version__
 from opslib.cli import (
+    audit,
     changes,
     config,
     demo,
@@ -83,6 +84,7 @@ workers.register(app)
 unlock.register(app)
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(reports.app, name="reports")
+app.add_typer(audit.app, name="audit")
 app.add_typer(config.app, name="config")
 app.add_typer(demo.app, name="demo")
 

@@ -36,7 +36,10 @@ def open_broker(target: str, env_file: str) -> Broker:
     chosen = settings.load(target, env_file=env_file)
     for warning in chosen.warnings:
         say(f"Warning: {warning}")
-    return connect(chosen)
+    broker = connect(chosen)
+    if broker.environment_problem:
+        say(f"Warning: {broker.environment_problem}")
+    return broker
 
 
 def emit(

@@ -19,16 +19,18 @@ def shown(*, quiet: bool) -> Iterator[Say | None]:
     if quiet:
         yield None
         return
+    from rich.markup import escape
+
     console = output.stderr()
     live = console.status("starting the kernel") if sys.stderr.isatty() else None
 
     def say(step: Step) -> None:
         if step.took_s is None:
             if live:
-                live.update(f"{step.name} ({step.number} of {step.total})")
+                live.update(f"{escape(step.name)} ({step.number} of {step.total})")
             return
         sign = "[red]✖[/red]" if step.failed else "[green]✔[/green]"
-        console.print(f"{sign} {step.name:<12}[dim]{step.took_s:6.1f} s[/dim]", highlight=False)
+        console.print(f"{sign} {escape(f'{step.name:<12}')}[dim]{step.took_s:6.1f} s[/dim]", highlight=False)
 
     if live:
         with live:

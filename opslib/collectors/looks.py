@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from opslib.collectors import keyspace, queues, results, server, unacked, workers
 from opslib.durations import seconds
 from opslib.facts import Coverage, NodeInfo, Reading, Snapshot, WaitingMessage
+from opslib.keys import OWN
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -158,18 +159,20 @@ def queue_names(broker: Broker, found: keyspace.Found, nodes: Sequence[NodeInfo]
     Return the names of every queue, and of the lists that are none.
 
     Declared queues are those of a route, a node or the target; a list that nobody declares counts if its next
-    message is one of Celery's, for applications keep lists of their own beside the broker's.
+    message is one of Celery's, for applications keep lists of their own beside the broker's. What this tool keeps is
+    never a queue, whoever declares it: a quarantined message must not look like one that waits.
     """
     declared = {route.queue for routes in found.bindings.values() for route in routes if route.queue}
     declared |= {name for node in nodes for name in node.queues} | set(broker.target.queues)
+    ours = {name for name in declared if name.startswith(OWN)}
+    declared -= ours
     undeclared: dict[str, bool] = {}
     for key in found.lists:
         place = broker.keys.queue_of(key)
         if place and place[0] not in declared:
             undeclared[place[0]] = undeclared.get(place[0], False) or queues.looks_like_one(broker, key)
-    return declared | {name for name, is_one in undeclared.items() if is_one}, sorted(
-        n for n, is_one in undeclared.items() if not is_one
-    )
+    apart = {name for name, is_one in undeclared.items() if not is_one}
+    return declared | (undeclared.keys() - apart), sorted(apart | ours)
 
 
 def consumers(nodes: Sequence[NodeInfo]) -> dict[str, tuple[str, ...]]:

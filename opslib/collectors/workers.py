@@ -26,6 +26,15 @@ _RATE_LIMIT = "[rate_limit="
 #: The broker remembers every node that there ever was; in a cluster of short-lived pods these are many.
 _MOST_ABSENT = 50
 
+#: Why a server takes no question, by the client's exception or by what the server says first. The rest can be seen.
+_UNASKED = {
+    "NoPermissionError": "This user may not publish control messages",
+    "ReadOnlyError": "This server is a replica, where answers cannot be left",
+    "OutOfMemoryError": "This server is out of memory: no answer can be stored, and no worker can acknowledge",
+    "NOREPLICAS": "This server takes no writes, as it has too few replicas: no worker can acknowledge",
+    "MISCONF": "This server takes no writes, as it cannot save its data: no worker can acknowledge",
+}
+
 T = TypeVar("T")
 
 
@@ -104,16 +113,15 @@ def read(
     Returns:
         Nodes, the tasks they hold, the number of subscribers that heard the question, and the coverage.
     """
-    from redis.exceptions import NoPermissionError, ReadOnlyError
+    from redis.exceptions import ResponseError
 
     try:
         answers = pidbox.ask(broker, _QUESTIONS, timeout_s=timeout_s)
-    except NoPermissionError:
-        note = "This user may not publish control messages, so no node was asked."
-        return [], [], 0, Coverage(place="workers", seen=0, silent=1, note=note)
-    except ReadOnlyError:
-        note = "This server is a replica, where answers cannot be left, so no node was asked."
-        return [], [], 0, Coverage(place="workers", seen=0, silent=1, note=note)
+    except ResponseError as error:
+        note = _unasked(error)
+        if not note:
+            raise
+        return [], [], 0, Coverage(place="workers", seen=0, silent=1, note=f"{note}, so no node was asked.")
     complete = {name for name in answers.nodes if _is_complete(name, answers.replies)}
     nodes = [_node(name, answers.replies) for name in sorted(complete)]
     expected = set(broker.target.nodes)
@@ -123,6 +131,12 @@ def read(
     silent = max(answers.receivers - len(complete), len(expected - complete))
     note = _note(answers.receivers - len(complete), sorted(expected - complete), timeout_s)
     return nodes, held, answers.receivers, Coverage(place="workers", seen=len(complete), silent=silent, note=note)
+
+
+def _unasked(error: Exception) -> str:
+    """Return why the server did not take a question, or nothing if that is not among what can be the case."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return next((why for sign, why in _UNASKED.items() if sign in kinds or str(error).startswith(sign)), "")
 
 
 def _is_complete(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> bool:

@@ -67,9 +67,7 @@ def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[
     Returns:
         The accounts of what was taken.
     """
-    space = primitive.broker.keys
-    name = key.removeprefix(space.prefix)
-    work = space.work(primitive.run_id, name)
+    work = _aside(primitive, key)
     if primitive.broker.writes.exists(_raw(work)):  # an interrupted pass, gone on with
         begun = journals.read(primitive.broker, primitive.run_id).of("rename", "sieve", list=key)[-1].number
     else:
@@ -78,7 +76,7 @@ def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[
             return []
         begun = answer.number
         points.passed("list-set-aside")
-    quarantine = _free(primitive, name)
+    quarantine = _free(primitive, key.removeprefix(primitive.broker.keys.prefix))
     left = {sha: list(accounts) for sha, accounts in wanted.items()}
     taken: list[dict[str, Any]] = []
     while window := _served_end(primitive, work):  # to its end, for the rest must not stay aside either
@@ -93,8 +91,13 @@ def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[
 
 def finish(primitive: Primitive, key: str) -> int:
     """Deal back what an interrupted run still has set aside of a list; return how many messages that were."""
-    work = primitive.broker.keys.work(primitive.run_id, key.removeprefix(primitive.broker.keys.prefix))
-    return pour(primitive, (work, "RIGHT", key, "LEFT"), role="finish", list=key)
+    return pour(primitive, (_aside(primitive, key), "RIGHT", key, "LEFT"), role="finish", list=key)
+
+
+def settle(primitive: Primitive) -> None:
+    """Deal back all that this run had set aside when it was interrupted: there, nobody would look for a message."""
+    for key in {str(b.receipt["list"]) for b in journals.read(primitive.broker, primitive.run_id).of("rename", "sieve")}:
+        finish(primitive, key)
 
 
 def unpurge(primitive: Primitive, batch: Batch, n: int) -> str:
@@ -110,7 +113,7 @@ def unrename(primitive: Primitive, key: str, quarantine: str, about: Mapping[str
     Returns:
         MOVED, or GONE if there is nothing under the other name.
     """
-    work = primitive.broker.keys.work(primitive.run_id, key.removeprefix(primitive.broker.keys.prefix))
+    work = _aside(primitive, key)
     letter = GONE
     if primitive.broker.writes.exists(_raw(quarantine)):
         aside = [(key, work, None)] if primitive.broker.writes.exists(_raw(key)) else []
@@ -139,25 +142,30 @@ def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, bool]:
     """
     finish(primitive, key)
     journal = journals.read(primitive.broker, primitive.run_id)
-    told: dict[str, Any] = {"list": key, "undoes_pass": begun}
+    told: dict[str, Any] = {"list": key, "returns": begun}
     runs = [run for b in journal.of("deal", "sieve", **{"pass": begun}) for run in b.receipt["runs"]]
-    work = primitive.broker.keys.work(primitive.run_id, key.removeprefix(primitive.broker.keys.prefix)) + ":back"
-    merged = sum(_dealt(b) for b in journal.of("deal", "merge", undoes_pass=begun))
-    if not merged and not primitive.broker.writes.exists(_raw(work)):
+    back = _aside(primitive, key) + ":back"
+    merged = sum(_dealt(b) for b in journal.of("deal", "merge", returns=begun))
+    in_place = True
+    if not merged and not primitive.broker.writes.exists(_raw(back)):
         kept = sum(count for _, _, to, _, count in runs if to == key)
         after = sum(_dealt(b) for b in journal.of("deal", "finish", list=key) if b.order > _order(begun))
-        if primitive.broker.writes.llen(_raw(key)) != kept + after:
-            quarantines = {to for _, _, to, _, _ in runs if to != key}
-            return sum(
-                pour(primitive, (each, "LEFT", key, "RIGHT"), role="next", **told) for each in quarantines
-            ), False
-        if kept + after:
-            _rename(primitive, [(key, work, None)], role="merge", items=[{"s": key}], list=key)
-    for some in _windows(_rest(runs, merged)):
-        way = [(to if to != key else work, "RIGHT", key, "LEFT", count) for _, _, to, _, count in some]
-        deal(primitive, way, role="merge", items=[], **told)
-    pour(primitive, (work, "RIGHT", key, "LEFT"), role="merge-rest", **told)
-    return sum(count for _, _, to, _, count in runs if to != key), True
+        moved_on = primitive.broker.writes.llen(_raw(key)) != kept + after
+        in_place = not moved_on and not journal.of("deal", "next", returns=begun)
+        if in_place and kept + after:
+            _rename(primitive, [(key, back, None)], role="merge", items=[{"s": key}], list=key)
+    if in_place:
+        for some in _windows(_rest(runs, merged)):
+            way = [(to if to != key else back, "RIGHT", key, "LEFT", count) for _, _, to, _, count in some]
+            deal(primitive, way, role="merge", items=[], **told)
+        pour(primitive, (back, "RIGHT", key, "LEFT"), role="merge-rest", **told)
+    else:
+        for each in {to for _, _, to, _, _ in runs if to != key}:
+            pour(primitive, (each, "LEFT", key, "RIGHT"), role="next", **told)
+    # Only now: what was interrupted before this is gone on with when it is undone again.
+    receipt = {"op": "note", "role": "put-back", "items": [], "list": key, "undoes_pass": begun}
+    primitive.call("note", primitive.keys(), [""], receipt=receipt, about={"undone": key})
+    return sum(count for _, _, to, _, count in runs if to != key), in_place
 
 
 def deal(primitive: Primitive, runs: Sequence[tuple[str, str, str, str, int]], **about: object) -> list[int]:
@@ -207,6 +215,12 @@ def _free(primitive: Primitive, name: str) -> str:
     space = primitive.broker.keys
     names = (space.quarantine(primitive.run_id, name, part) for part in itertools.count(1))
     return next(each for each in names if not primitive.broker.writes.exists(_raw(each)))
+
+
+def _aside(primitive: Primitive, key: str) -> str:
+    """Return the name that a list has while this run sorts it."""
+    space = primitive.broker.keys
+    return space.work(primitive.run_id, key.removeprefix(space.prefix))
 
 
 def _most(primitive: Primitive) -> int:

@@ -63,6 +63,8 @@ class Holder:
 
         run: Empty for a lock that is none of ours.
 
+        epoch: What the numbers of its batches begin with.
+
         age_s: By the server's clock; None where the lock does not say when it was taken.
 
         remaining_ms: After which it frees itself; None for never.
@@ -78,6 +80,7 @@ class Holder:
     who: str = ""
     host: str = ""
     pid: int | None = None
+    epoch: int | None = None
     started: str = ""
     age_s: float | None = None
     remaining_ms: int | None = None
@@ -136,7 +139,7 @@ def look(broker: Broker) -> Holder | None:
     Raises:
         OpsError: If the server does not answer, or does not permit to read the lock.
     """
-    if True:
+    with refusals.explained(broker.target.shown_broker):
         name = broker.keys.lock
         kind = cast("bytes", broker.reads.type(name))
         raw = cast("bytes | None", broker.reads.get(name)) if kind == b"string" else b""
@@ -205,6 +208,11 @@ def unlock(broker: Broker, lock_id: str, reason: str, *, though_connected: bool 
     return found if said == "FREED" else None
 
 
+def names(lock_id: str, found: Holder) -> bool:
+    """Whether an id could be this lock's, as far as the lock is shown; the script compares all of it."""
+    return found.lock_id.startswith(lock_id.strip()[:SHOWN_ID])
+
+
 def _take(broker: Broker, lock_id: str, line: Mapping[str, object]) -> tuple[str, bytes]:
     keys = broker.keys
     told = redact.text(json.dumps({**line, "by": records.operator(), "host": socket.gethostname()}))
@@ -216,7 +224,7 @@ def _take(broker: Broker, lock_id: str, line: Mapping[str, object]) -> tuple[str
 def _why_not(found: Holder, lock_id: str, *, though_connected: bool) -> Refused | None:
     if not found.lock_id:
         return Refused("What has the lock's name is no lock. Nothing was changed.", hint="A person has to look at it.")
-    if not found.lock_id.startswith(lock_id[:SHOWN_ID]):
+    if not names(lock_id, found):
         return _changed_hands(found)
     if found.connected and not though_connected:
         return Refused(
@@ -247,9 +255,9 @@ def _holder(raw: bytes) -> Holder:
     if not isinstance(told, dict) or not isinstance(told.get("token"), str):
         return Holder(lock_id=hashlib.sha1(raw, usedforsecurity=False).hexdigest()[:SHOWN_ID] if raw else "")
     run, runbook, who, host, started = (str(told.get(name) or "") for name in _TEXTS)
-    pid = told["pid"] if isinstance(told.get("pid"), int) else None
+    pid, epoch = (told[name] if isinstance(told.get(name), int) else None for name in ("pid", "epoch"))
     lock_id = told["token"][:SHOWN_ID]
-    return Holder(lock_id=lock_id, run=run, runbook=runbook, who=who, host=host, pid=pid, started=started)
+    return Holder(lock_id=lock_id, run=run, runbook=runbook, who=who, host=host, pid=pid, epoch=epoch, started=started)
 
 
 def _age(started: str, now: datetime) -> float | None:

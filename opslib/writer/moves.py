@@ -127,9 +127,8 @@ class Mover:
         keys = self.primitive.keys(self.primitive.broker.keys.quarantine_notes(self.primitive.run_id))
         values: list[bytes | str | float] = []
         for move in batch:
-            for place in (move.source, move.destination):
-                values += [keys.number(place.key), keys.number(place.index), place.tag, _score(place.score)]
-                values += [move.seen] if place is move.source else [place.served]
+            for place, last in ((move.source, move.seen), (move.destination, move.destination.served)):
+                values += [keys.number(place.key), keys.number(place.index), place.tag, _score(place.score), last]
             values += [move.written, move.note_field, move.note]
         answer = self.primitive.call(
             "move",
@@ -190,4 +189,4 @@ def _squeezed(old: bytes, new: bytes) -> str:
 
 
 def _score(score: float | str | None) -> str:
-    return repr(score) if isinstance(score, float) else str(score or "")
+    return "" if score is None else str(score)

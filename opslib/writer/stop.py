@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from opslib import pidbox
 from opslib.collectors.find import Whereabouts, find
 from opslib.plan import Action, Outcome, Status
+from opslib.writer import lists
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -69,6 +70,7 @@ def stop(
     def quarantine(seen: Whereabouts) -> dict[str, int]:
         return everything(seen, by_id)
 
+    lists.settle(primitive)
     _keep(broker, todo, quarantine)
     _write_down(primitive, actions)
     _revoke(broker, todo)

@@ -71,17 +71,17 @@ def _of_full(broker: Broker, run_id: str) -> Iterator[Action]:
 
 
 def _set_aside(broker: Broker, journal: Journal) -> Iterator[Action]:
-    """Yield what an interrupted run has set aside of a list and not dealt back yet."""
-    for batch in journal.of("rename", "sieve"):
+    """Yield what a run, or an undo of it, had set aside of a list when it was interrupted."""
+    for batch in (*journal.of("rename", "sieve"), *journal.of("rename", "unpurge")):
         item = batch.items[0]
-        count = broker.reads.llen(_raw(item["to"]))
-        if count and batch.number not in journal.undone_passes and not _dealt_with(journal, batch):
+        count = broker.reads.llen(_raw(item["to"])) if broker.keys.is_work(item["to"]) else 0
+        if count and not _dealt_with(journal, batch):
             yield Action(
                 kind=Kind.UNDO,
                 subject=item["s"],
                 source=item["to"],
                 destination=item["from"],
-                copies=(Copy(place="pass", key=batch.number, queue=item["from"], count=count),),
+                copies=(Copy(place="aside", key=item["to"], queue=item["from"], count=count),),
                 effect=f"{count:,} messages that an interrupted run had set aside come back to {item['from']}.",
             )
 
@@ -336,6 +336,9 @@ def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) ->
             status=Status.APPLIED if done == MOVED else Status.SKIPPED,
             reason="As it was." if done == MOVED else _NOT_THERE,
         )
+    if copy.place == "aside":
+        count = lists.finish(primitive, copy.queue)
+        return Outcome(action=action, status=Status.APPLIED, reason=f"{count:,} messages are back, in their order.")
     if copy.place == "pass":
         count, in_place = lists.unsieve(primitive, copy.queue, copy.key)
         where = "where they were" if in_place else "next to be served, for the queue has moved on"

@@ -295,3 +295,46 @@ def test_unreadable_messages_beyond_the_rows_are_counted(broker, redis, monkeypa
     assert len(snapshot.unreadable) == 2
     (note,) = [row.note for row in snapshot.coverage if row.place == "waiting"]
     assert note.startswith("1 more") is bool(unlisted)
+
+
+def test_one_enormous_message_hides_no_neighbour(broker, redis):
+    """It comes whole, as no command tells an element's weight; the others are read all the same."""
+    bind(redis, "celery", "celery")
+    before, after = (seed_waiting(redis, retries=1) for _ in range(2))
+    fill(redis, [64 * 1024 * KIB])
+    last = seed_waiting(redis, retries=1)
+
+    snapshot = collect(broker, settle="0.01s")
+
+    (queue,) = snapshot.queues
+    assert (queue.depth, queue.read, sum(queue.by_task.values())) == (4, 4, 4)
+    assert {row.task_id for row in snapshot.waiting} >= {before.task_id, after.task_id, last.task_id}
+
+
+def test_half_a_million_elements_that_are_no_messages(broker, redis):
+    """Each is counted, few are listed, and what is left out is said."""
+    bind(redis, "celery", "celery")
+    for _ in range(50):
+        redis.lpush("celery", *([b"x"] * 10_000))
+
+    snapshot = collect(broker, settle="0.01s")
+
+    (queue,) = snapshot.queues
+    assert (queue.depth, queue.read, dict(queue.by_task)) == (500_000, 500_000, {"(unreadable)": 500_000})
+    assert len(snapshot.unreadable) < 5_000
+    assert "cannot be decoded" in next(row.note for row in snapshot.coverage if row.place == "waiting")
+
+
+@pytest.mark.parametrize("declare", ["bound", "of the target"])
+def test_what_this_tool_keeps_is_no_queue_whoever_says_so(redis, server, declare):
+    """A quarantined message does not wait, even if a route or the settings call its list a queue."""
+    kept = KEYS.quarantine("20261121T030000Z-trial-abc123", "mail")
+    seed_waiting(redis, queue=kept)
+    if declare == "bound":
+        bind(redis, "mail", kept)
+
+    found = servers.broker(server, queues=[kept] if declare == "of the target" else [])
+    snapshot = collect(found, settle="0.01s")
+
+    assert kept not in {queue.name for queue in snapshot.queues}
+    assert snapshot.waiting == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -227,3 +228,26 @@ def test_a_node_that_answers_half_has_not_answered(server):
 
     assert not rows["half@x"].answered
     assert (coverage.seen, coverage.silent) == (0, 1)
+
+
+@pytest.mark.usefixtures("redis")
+def test_five_hundred_nodes_are_told_one_by_one(server):
+    """All of them heard the question, and nobody is waited for once the last one has answered."""
+    names = [f"w{number}@lab" for number in range(500)]
+    with ExitStack() as listeners, listening(server, lambda asked: _answers(asked, names)):
+        for _ in names[1:]:
+            client = listeners.enter_context(server.client())
+            subscription = listeners.enter_context(client.pubsub())
+            subscription.subscribe("/0.celery.pidbox")
+            assert subscription.get_message(timeout=2)
+
+        rows, held, receivers, coverage = read(servers.broker(server, nodes=names), timeout_s=30)
+
+    assert (receivers, coverage.seen, coverage.silent) == (500, 500, 0)
+    assert all(row.answered for row in rows.values())
+    assert {task.node for task in held} == set(names)
+
+
+def _answers(asked, names):
+    value = [{"id": "1", "type": "tests.ok"}] if asked["method"] == "active" else SOUND[asked["method"]]
+    return [reply(asked, name, value) for name in names]

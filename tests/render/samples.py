@@ -146,7 +146,7 @@ def action(number: object = 0, **more: Any) -> Action:
 
 def plan(*actions: Action) -> Plan:
     """Return a plan of those actions."""
-    return make("demo", "f" * 16, actions, max_actions=1000)
+    return make("demo", "f" * 16, actions, max_actions=1000, made_at=TAKEN_AT)
 
 
 def outcome(of: Action, status: Status = Status.APPLIED, reason: str = "Moved.") -> Outcome:

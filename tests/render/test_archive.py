@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from bs4 import BeautifulSoup
 
-from opslib import records
+from opslib import folders, records
 from opslib.errors import Exit, NotFound
 from opslib.render import archive
 from tests.render.samples import RUN_ID, action, finding, outcome, plan, record
@@ -24,9 +24,9 @@ from tests.render.samples import RUN_ID, action, finding, outcome, plan, record
 
 def keep(root, run_id: str = RUN_ID, **more):
     """Archive a run as the runner does."""
-    run = archive.create(root, run_id)
+    run = folders.create(root, run_id)
     kept = record(run_id=run_id, started_at=archive_time(run_id), **more)
-    records.write(kept, run / archive.RECORD)
+    records.write(kept, run / folders.RECORD)
     archive.keep(root, run, kept)
     return run
 
@@ -81,7 +81,7 @@ def test_an_id_that_could_be_a_path_is_refused(tmp_path, run_id):
 
     assert error.value.exit_code is Exit.USAGE
     with pytest.raises(NotFound):
-        archive.create(tmp_path, run_id)
+        folders.create(tmp_path, run_id)
 
 
 def test_an_unknown_run_answers_with_the_nearest(tmp_path):
@@ -117,7 +117,7 @@ def test_a_link_in_place_of_a_run_is_not_followed(tmp_path):
     """A symbolic link could lead anywhere."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    day = archive.folder(tmp_path / "reports", RUN_ID).parent
+    day = folders.folder(tmp_path / "reports", RUN_ID).parent
     day.mkdir(parents=True)
     (day / RUN_ID).symlink_to(elsewhere)
 
@@ -143,9 +143,9 @@ def test_runs_come_newest_first(tmp_path):
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"run_id": 3}', b"[]"])
 def test_a_run_without_a_readable_record_is_listed_as_failed(tmp_path, content):
     """Absence is a row: a kernel may have died before it wrote anything."""
-    run = archive.create(tmp_path, RUN_ID)
+    run = folders.create(tmp_path, RUN_ID)
     if content is not None:
-        (run / archive.RECORD).write_bytes(content)
+        (run / folders.RECORD).write_bytes(content)
 
     found = archive.find(tmp_path)
     archive.index(tmp_path)
@@ -219,8 +219,8 @@ def test_the_page_is_bounded_and_the_data_is_not(tmp_path, monkeypatch):
     """Years of runs make a long file, not a long page."""
     monkeypatch.setattr(archive, "NEWEST", 3)
     for number in range(5):
-        run = archive.create(tmp_path, f"20261121T00000{number}Z-a-00000{number}")
-        (run / archive.RECORD).write_bytes(msgspec.json.encode(record(run_id=run.name)))
+        run = folders.create(tmp_path, f"20261121T00000{number}Z-a-00000{number}")
+        (run / folders.RECORD).write_bytes(msgspec.json.encode(record(run_id=run.name)))
 
     archive.index(tmp_path)
 
@@ -275,7 +275,7 @@ def test_a_sealed_run_tells_what_was_changed_since(tmp_path):
 
 def test_an_unsealed_run_is_said(tmp_path):
     """Without a manifest nothing is proved."""
-    assert archive.verify(archive.create(tmp_path, RUN_ID)) == ["The run has no manifest; it was never sealed."]
+    assert archive.verify(folders.create(tmp_path, RUN_ID)) == ["The run has no manifest; it was never sealed."]
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs coreutils")

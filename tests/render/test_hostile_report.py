@@ -16,11 +16,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_output
 
-from opslib import redact
+from opslib import records, redact
 from opslib.facts import Coverage, QueueInfo
 from opslib.kernel import OpsKernelManager
 from opslib.plan import Status
 from opslib.records import RunRecord
+from opslib.render import archive
 from opslib.render.charts import ages
 from opslib.render.clean import clean
 from opslib.render.report import render_report
@@ -188,6 +189,47 @@ def test_hostile_data_is_only_text(value):
     assert "{{" not in value or "{{ 7*7 }}" in page.select_one("#findings").get_text()
 
 
+def assert_index_inert(markup: str) -> None:
+    """Look for anything in the archive's page that acts, loads or leads elsewhere."""
+    page = BeautifulSoup(markup, "html.parser")
+    assert page.head.find(True)["content"].startswith("default-src 'none'")
+    assert not page.select("script, iframe, object, embed, form, base, link, img, video, svg, template, [style]")
+    assert len(page.select("style")) == len(page.select("h1")) == len(page.select("main")) == 1
+    for tag in page.find_all(name=True):
+        assert not [name for name in tag.attrs if name.startswith("on") or name in {"src", "srcset", "srcdoc", "ping"}]
+        assert re.fullmatch(r"#main|\d{4}/\d\d/\d\d/[0-9A-Za-z/.-]+|", tag.get("href", "")), tag
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|url\\(|@import", markup)
+
+
+@pytest.mark.parametrize("value", DATA)
+def test_hostile_data_is_only_text_in_the_index(tmp_path, value):
+    """The page over all runs is made of the same names, reasons and errors."""
+    _, run = hostile_run(value)
+    run.run_id = "20261121T021500Z-stuck-tasks-7f3a9c"
+    folder = tmp_path / "2026/11/21" / run.run_id
+    folder.mkdir(parents=True)
+    records.write(run, folder / "record.json")
+
+    markup = archive.index(tmp_path).read_text()
+
+    assert_index_inert(markup)
+    if value.isprintable() and value.isascii():
+        assert value in BeautifulSoup(markup, "html.parser").select_one(".run-headline").get_text()
+
+
+@pytest.mark.parametrize(
+    "value", ["{{ 7*7 }}", "$7*7$", "**49**", "[49](http://x)", "[bold]49[/bold]", "`49`", "<b>49</b>"]
+)
+def test_no_language_is_read_in_data(value):
+    """Neither Jinja nor Markdown nor MathJax nor rich nor HTML: what was written is what is shown."""
+    page = assert_inert(render_report(*hostile_run(value)))
+
+    bare = value.replace("`", "")  # only our own sentences are set with it, and it takes nothing but the ticks away
+    assert bare in page.select_one("#findings").get_text()
+    assert value in page.select_one("[id='cell-id=print'] .stream").get_text()
+    assert not page.select("#findings b, #findings strong, #findings a:not(.jump)")
+
+
 def test_hostile_data_is_still_legible():
     """An engineer has to see what the attacker wrote."""
     page = assert_inert(render_report(*hostile_run(SCRIPT)))
@@ -273,6 +315,13 @@ def test_a_link_in_prose_becomes_its_address():
         clean('<p>See <a href="https://docs.example/x">the docs</a>.</p>')
         == "<p>See the docs (https://docs.example/x).</p>"
     )
+
+
+def test_the_address_of_a_link_is_harmless_and_without_its_password():
+    """It becomes text, and is treated as any other text."""
+    cleaned = clean('<p><a href="https://ada:geheim@docs.example/\x1b[31m\u202ex">docs</a></p>')
+
+    assert cleaned == "<p>docs (https://ada:***@docs.example/\\x1b[31m\\u202ex)</p>"
 
 
 def test_a_picture_in_markdown_is_never_read_from_the_disk(tmp_path, monkeypatch):

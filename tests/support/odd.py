@@ -83,6 +83,8 @@ ODD: dict[str, bytes] = {
         }
     ).encode(),
     "26 arguments of another type": changed("body", to=base64.b64encode(b'["x", 1, {}]').decode()),
+    "27 body without its third part": changed("body", to=base64.b64encode(b"[[], {}]").decode()),
+    "28 empty task name": changed("headers", "task", to=""),
     "28 task name with a newline": changed("headers", "task", to="a\nb"),
     "28 task name of 10 KB": changed("headers", "task", to="t" * 10_000),
     "29 id that is no UUID": changed("headers", "id", to="order:4711"),

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -43,7 +43,7 @@ class Worker:
     child: Child
 
     def kill(self) -> None:
-        """Kill it with its whole pool, as the kernel does when memory runs out."""
+        """Kill it with its whole pool, a stopped one too, as the kernel does when memory runs out."""
         self.child.end()
 
     def freeze(self) -> None:
@@ -64,6 +64,18 @@ class Worker:
             self.thaw()
 
 
+#: Its name, arguments of `celery`, variables and a folder for its log → a node that starts.
+Launch = Callable[[str, Sequence[str], Mapping[str, str], Path], Worker]
+
+
+def here(name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> Worker:
+    """Start a node as processes of this machine."""
+    command = [sys.executable, "-m", "celery", *arguments]
+    return Worker(
+        name=name, child=processes.spawn(name, command, folder=folder, env=processes.environment(**environment))
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """
@@ -71,12 +83,15 @@ class Deployment:
 
     Attributes:
         app: A producer that emulates no acknowledgements, so that it redelivers nothing.
+
+        launch: How its nodes are started.
     """
 
     server: Server
     folder: Path
     redis: Redis
     app: Celery
+    launch: Launch
     _running: ExitStack = field(repr=False)
 
     def worker(
@@ -92,17 +107,10 @@ class Deployment:
         """Start a node and wait until it answers."""
         name = name or f"w{next(_NUMBERS)}@trial"
         options = f"-n {name} -P {pool} -c {concurrency} -Q {queues} -l WARNING"
-        command = (
-            f"-m celery -A tests.support.app worker {options} --without-mingle --without-gossip --without-heartbeat"
-        )
-        child = processes.spawn(
-            name,
-            [sys.executable, *command.split()],
-            folder=self.folder,
-            env=processes.environment(TRIAL_URL=self.server.url, TRIAL_CONF=json.dumps(dict(conf or {}))),
-        )
-        self._running.callback(_end, child)
-        started = Worker(name=name, child=child)
+        command = f"-A tests.support.app worker {options} --without-mingle --without-gossip --without-heartbeat"
+        environment = {"TRIAL_URL": self.server.url, "TRIAL_CONF": json.dumps(dict(conf or {}))}
+        started = self.launch(name, command.split(), environment, self.folder)
+        self._running.callback(started.kill)
         if ready:
             self.wait_for(started)
         return started
@@ -152,16 +160,11 @@ class Deployment:
 
 
 @contextmanager
-def deployment(server: Server, folder: Path) -> Iterator[Deployment]:
+def deployment(server: Server, folder: Path, *, launch: Launch = here) -> Iterator[Deployment]:
     """Return a server without workers yet; those that are started on it end with the block."""
     processes.adopt_orphans()  # the pool of a node that is killed: otherwise nobody here could wait for its end
     with ExitStack() as running, server.client() as redis:
         app = Celery("producer", broker=server.url, backend=server.url)
         app.conf.broker_transport_options = {"ack_emulation": False}
         running.callback(app.close)
-        yield Deployment(server=server, folder=folder, redis=redis, app=app, _running=running)
-
-
-def _end(child: Child) -> None:
-    """End a node with its pool, a stopped one too: SIGKILL reaches it all the same."""
-    child.end()
+        yield Deployment(server=server, folder=folder, redis=redis, app=app, launch=launch, _running=running)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from opslib import records
+from opslib import folders, records
+from opslib import plan as plans
+from opslib.envelope import digest
+from opslib.errors import Refused
 from opslib.plan import Kind
-from opslib.writer import apply, moves
-from tests.support.plans import audit, foreign, interrupted, proposed, told
+from opslib.writer import apply, moves, points
+from opslib.writer.primitive import Primitive
+from tests.support.impostor import listening, reply
+from tests.support.plans import audit, foreign, interrupted, planned, proposed, told
 from tests.support.seed import (
     KEYS,
     bind,
@@ -37,7 +45,7 @@ def test_a_dry_run_changes_nothing(broker, redis, archive):
 
     outcomes = apply(plan, broker)
 
-    assert {action.kind for action in plan} == set(Kind)
+    assert {action.kind for action in plan} == {Kind.STOP, Kind.RESTORE, Kind.QUARANTINE}
     assert told(outcomes) == ["skipped"] * 3
     assert all(outcome.reason.startswith("Dry run. ") for outcome in outcomes)
     assert dump(redis) == before
@@ -138,17 +146,19 @@ def test_a_change_between_reading_and_moving_is_seen_too(broker, redis, case, mo
     change, _ = MEANWHILE[case]
     orphan = seed_unacked(redis)
     plan = proposed(broker)
-    send = moves.Mover._call
+    send, sent = Primitive._eval, []
 
     def too_late(self, *batch):
-        change(redis, orphan)
+        sent.append(change(redis, orphan))
         return send(self, *batch)
 
-    monkeypatch.setattr(moves.Mover, "_call", too_late)
+    monkeypatch.setattr(Primitive, "_eval", too_late)
     outcomes = apply(plan, broker, dry_run=False)
 
+    assert len(sent) == 1
     assert told(outcomes) == ["skipped"]
     assert waiting_ids(redis) == []
+    assert quarantined(redis) == {}
 
 
 def test_many_orphans_keep_their_number(broker, redis):
@@ -269,13 +279,20 @@ def test_equal_messages_are_each_moved_once(broker, redis, left, told_of):
 # What was confirmed
 
 
-def test_only_what_was_confirmed_is_done(broker, redis, tmp_path, monkeypatch):
-    """A plan that has grown since a person read it does not do more than that person read."""
-    agreed, late = seed_unacked(redis), seed_unacked(redis)
+@pytest.fixture
+def confirmed(tmp_path, monkeypatch):
+    """Have this run know what a person confirmed before it; return where that is kept."""
     path = tmp_path / "confirmed.json"
-    path.write_text(json.dumps([["restore", agreed.task_id]]))
-    context = records.RunContext(run_id="20261121T030000Z-trial-1", confirmed=str(path))
+    context = records.RunContext(run_id="20261121T030000Z-trial-abc123", confirmed=str(path))
     monkeypatch.setattr(records, "context", lambda: context)
+    return path
+
+
+def test_only_what_was_confirmed_is_done(broker, redis, confirmed):
+    """A plan that has grown since a person read it does not do more than that person read."""
+    agreed = seed_unacked(redis)
+    confirmed.write_bytes(plans.write(proposed(broker)))
+    late = seed_unacked(redis)
 
     outcomes = apply(proposed(broker), broker, dry_run=False)
 
@@ -284,6 +301,121 @@ def test_only_what_was_confirmed_is_done(broker, redis, tmp_path, monkeypatch):
         late.task_id: "skipped",
     }
     assert list(unacked(redis)) == [late.task_id]
+
+
+def test_another_kind_of_change_was_not_confirmed(broker, redis, confirmed):
+    """A person agreed to put it back, and not to stop it."""
+    orphan = seed_unacked(redis)
+    plan = proposed(broker)
+    stopped = replace(plan, actions=tuple(replace(action, kind=Kind.STOP) for action in plan))
+    confirmed.write_bytes(plans.write(plan))
+    before = dump(redis)
+
+    assert told(apply(stopped, broker, dry_run=False)) == ["skipped"]
+
+    assert list(unacked(redis)) == [orphan.task_id]
+    assert foreign(redis) == {key: value for key, value in before.items() if b"opslib:" not in key}
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: raw[:-1], lambda raw: raw.replace(b"restore", b"stop"), lambda _: b"[]"])
+def test_a_confirmed_plan_that_was_edited_is_none(broker, redis, confirmed, spoil):
+    """Nobody knows what was agreed to, so nothing is done; not even the lock is taken."""
+    seed_unacked(redis)
+    plan = proposed(broker)
+    confirmed.write_bytes(spoil(plans.write(plan)))
+    before = dump(redis)
+
+    with pytest.raises(Refused):
+        apply(plan, broker, dry_run=False)
+
+    assert dump(redis) == before
+
+
+# The plan in its folder
+
+
+@pytest.fixture
+def inside(tmp_path, monkeypatch):
+    """Be inside a run; return its folder."""
+    context = records.RunContext(run_id="20261121T030000Z-trial-abc123", record=str(tmp_path / "record.json"))
+    monkeypatch.setattr(records, "context", lambda: context)
+    return tmp_path
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_inside_a_run_the_plan_is_saved(broker, redis, inside, dry_run):
+    """Also where it is not carried out: it can be, later, by its name. Only its owner can read it."""
+    seed_unacked(redis)
+    plan = proposed(broker)
+
+    apply(plan, broker, dry_run=dry_run)
+
+    assert plans.read((inside / "plan.json").read_bytes()) == plan
+    assert (inside / "plan.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_plan_is_saved_before_the_first_change(broker, redis, inside, monkeypatch):
+    """Whatever becomes of the run, what it was about to do is known."""
+    seed_unacked(redis)
+    plan, before, seen = proposed(broker), foreign(redis), []
+
+    def at(place):
+        if place == "after-plan-file":
+            seen.append(((inside / "plan.json").exists(), foreign(redis) == before, redis.exists(KEYS.lock)))
+
+    monkeypatch.setattr(points, "watchers", [at])
+    apply(plan, broker, dry_run=False)
+
+    assert seen == [(True, True, 0)]
+
+
+def test_a_plan_that_cannot_be_saved_is_not_carried_out(broker, redis, inside, monkeypatch):
+    """No change goes unrecorded."""
+    seed_unacked(redis)
+    plan, before = proposed(broker), dump(redis)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Refused, match=r"No space left on device\. No change goes unrecorded"):
+        apply(plan, broker, dry_run=False)
+
+    assert dump(redis) == before
+    assert list(inside.iterdir()) == []
+
+
+def test_by_hand_a_change_makes_its_run_a_folder_and_a_dry_run_makes_none(broker, redis, archive):
+    """It has to be found again, by whoever wants it undone."""
+    seed_unacked(redis)
+    plan = proposed(broker)
+
+    apply(plan, broker)
+    assert list(archive.rglob("plan.json")) == []
+
+    apply(plan, broker, dry_run=False)
+    (kept,) = archive.rglob("plan.json")
+    assert kept.parent == folders.folder(archive, records.context().run_id)
+    assert plans.read(kept.read_bytes()) == plan
+
+
+# Too late
+
+
+def test_a_plan_that_is_too_old_is_refused(broker, redis):
+    """By the server's clock; the sentence says of when it is. Nothing is changed, not even the lock is taken."""
+    seed_unacked(redis)
+    fresh = proposed(broker)
+    made_at = broker.server_time() - timedelta(seconds=plans.LIFE_S + 1)
+    stale = plans.make(fresh.target, fresh.fingerprint, fresh.actions, max_actions=9, made_at=made_at)
+    before = dump(redis)
+
+    with pytest.raises(Refused, match=f"The plan is of {stale.made_at} and was good until {stale.expires_at}"):
+        apply(stale, broker, dry_run=False)
+
+    assert dump(redis) == before
+    assert told(apply(stale, broker)) == ["skipped"]
+    assert told(apply(fresh, broker, dry_run=False)) == ["applied"]
 
 
 # Accounts
@@ -302,3 +434,107 @@ def test_a_run_that_loses_its_lock_says_what_it_did(broker, redis, monkeypatch):
     assert told(outcomes) == ["applied"] * 2 + ["failed"] * 3
     assert (redis.llen("celery"), redis.hlen(KEYS.unacked)) == (2, 3)
     assert all("lock was lost" in outcome.reason for outcome in outcomes[2:])
+
+
+def test_an_action_that_names_no_message_is_skipped(broker, redis):
+    """There is nothing to do about it; its neighbours are done, and all of it is told."""
+    orphan = seed_unacked(redis)
+    (restore,) = proposed(broker)
+    empty = [
+        replace(restore, kind=kind, subject=str(kind), copies=())
+        for kind in (Kind.RESTORE, Kind.QUARANTINE, Kind.MOVE, Kind.REORDER)
+    ]
+
+    outcomes = apply(planned(broker, restore, *empty), broker, dry_run=False)
+
+    assert told(outcomes) == ["applied", *["skipped"] * 4]
+    assert all(outcome.reason for outcome in outcomes)
+    assert waiting_ids(redis) == [orphan.task_id]
+
+
+# Looked for afterwards
+
+
+def lose(redis, key, messages):
+    """Have messages vanish right before it is looked whether they are where they were put."""
+
+    def at(place):
+        if place == "before-verify":
+            for each in messages:
+                for found in redis.scan_iter(match=key):
+                    redis.lrem(found, 1, each)
+
+    return [at]
+
+
+def test_a_message_that_is_not_in_quarantine_is_not_called_kept(broker, redis, monkeypatch):
+    """Nobody else touches it; where it has gone, nobody knows."""
+    bind(redis, "celery", "celery")
+    redis.lpush("celery", ODD, ODD + b"2")
+    plan = proposed(broker)
+    monkeypatch.setattr(points, "watchers", lose(redis, "*:q:celery", [ODD]))
+
+    outcomes = apply(plan, broker, dry_run=False)
+
+    assert sorted(told(outcomes)) == ["applied", "unverified"]
+    (unsure,) = [outcome for outcome in outcomes if str(outcome.status) == "unverified"]
+    assert unsure.action.copies[0].sha256 == digest(ODD)
+    assert "it is not in" in unsure.reason
+
+
+def test_of_equal_messages_as_many_are_looked_for_as_were_moved(broker, redis, monkeypatch):
+    """One of two is no proof of both."""
+    bind(redis, "celery", "celery")
+    redis.lpush("celery", ODD, ODD)
+    plan = proposed(broker)
+    monkeypatch.setattr(points, "watchers", lose(redis, "*:q:celery", [ODD]))
+
+    assert sorted(told(apply(plan, broker, dry_run=False))) == ["applied", "unverified"]
+
+
+def test_a_restored_message_that_is_gone_from_a_queue_that_nobody_consumes_is_not_called_back(
+    broker, redis, monkeypatch
+):
+    """No worker can have taken it."""
+    seed_unacked(redis)
+    plan = proposed(broker)
+
+    def at(place):
+        if place == "before-verify":
+            redis.delete("celery")
+
+    monkeypatch.setattr(points, "watchers", [at])
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert str(outcome.status) == "unverified"
+    assert "celery, which no node consumes" in outcome.reason
+
+
+@pytest.mark.parametrize(("queues", "status"), [(["celery"], "applied"), (["celery2", "mail"], "unverified")])
+def test_a_restored_message_that_is_gone_was_taken_if_a_node_consumes_its_queue(
+    broker, redis, server, monkeypatch, queues, status
+):
+    """That is what it was put back for; a node that consumes another queue proves nothing."""
+    orphan = seed_unacked(redis)
+    plan = proposed(broker)
+    monkeypatch.setattr(points, "watchers", [lambda place: place == "before-verify" and redis.delete("celery")])
+
+    def answer(asked):
+        said = {"active_queues": [{"name": name} for name in queues]}
+        return [reply(asked, "n@x", said.get(asked["method"], []))]
+
+    with listening(server, answer):
+        (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert (outcome.action.subject, str(outcome.status)) == (orphan.task_id, status)
+
+
+def test_what_an_earlier_plan_of_the_same_run_did_is_not_looked_for_again(broker, redis):
+    """Its messages went their way since; numbers of actions begin anew with each plan."""
+    first = seed_unacked(redis)
+    assert told(apply(proposed(broker), broker, dry_run=False)) == ["applied"]
+    assert waiting_ids(redis) == [first.task_id]
+    redis.delete("celery")
+    seed_unacked(redis)
+
+    assert told(apply(proposed(broker), broker, dry_run=False)) == ["applied"]

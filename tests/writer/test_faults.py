@@ -12,7 +12,7 @@ from opslib.demo import server as embedded
 from opslib.errors import BrokerRefused, BrokerUnreachable, Refused
 from opslib.plan import Status
 from opslib.writer import apply, lock
-from opslib.writer.moves import MOVED, Move
+from opslib.writer.moves import MOVED, Move, Place
 from tests.support import proxy, servers
 from tests.support.plans import RUN, audit, foreign, mover, proposed, told
 from tests.support.seed import KEYS, bind, quarantined, seed_unacked, unacked, waiting_ids
@@ -57,7 +57,8 @@ def test_a_batch_whose_answer_is_lost_is_done_once(redis, remote, road):
     road.lose(MOVES)
 
     with mover(remote) as hand:
-        letters = hand.move([Move(subject="x", source="celery", seen=b"x", destination=quarantine)])
+        move = Move(subject="x", source=Place(key="celery"), seen=b"x", destination=Place(key=quarantine))
+        letters = hand.move([move])
 
     assert (letters, road.lost) == ([MOVED], 1)
     assert (redis.llen("celery"), redis.llen(quarantine)) == (1, 1)

@@ -16,7 +16,8 @@ from tests.support.seed import KEYS, seed_waiting
 
 @pytest.fixture
 def full(any_server, archive):
-    """A broker of each kind that has room for nothing, with two queues."""
+    """A broker of each kind that has room for nothing, with two queues; audited in an archive of its own."""
+    assert archive.is_dir()
     with any_server.client() as client:
         for priority in (0, 3):
             for _ in range(20):

@@ -14,8 +14,8 @@ if not is(AUDIT, 'stream') then return {'WRONGTYPE', AUDIT} end
 local held = redis.call('GET', LOCK)
 if not held then return {'FREE'} end
 
-local read, holder = pcall(cjson.decode, held)
-local known = read and type(holder) == 'table' and type(holder.token) == 'string'
+local _, holder = pcall(cjson.decode, held)
+local known = type(holder) == 'table' and type(holder.token) == 'string'
 local token = known and holder.token or redis.sha1hex(held) -- what is no lock of ours is named by its content
 if #ID < SHORTEST or string.sub(token, 1, #ID) ~= ID then return {'OTHER', held} end
 
