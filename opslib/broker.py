@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from opslib import redact, refusals, settings, urls
 from opslib.errors import BrokerUnreachable, NotABroker, Refused, SettingsError
@@ -224,7 +224,8 @@ def _through_sentinel(url: str, target: Target, options: dict[str, Any]) -> Redi
         )
     parts = [urlsplit(part) for part in url.split(";")]
     nodes = [(part.hostname or "localhost", part.port or 26379) for part in parts]
-    credentials = {"username": parts[0].username, "password": parts[0].password}
-    own = {name: options[name] for name in ("socket_connect_timeout", "socket_timeout", "retry")}
+    credentials = {"username": unquote(parts[0].username or ""), "password": unquote(parts[0].password or "")}
+    # However long a change may take, a sentinel that says nothing is passed over soon.
+    own = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": CONNECT_TIMEOUT_S, "retry": options["retry"]}
     sentinel = Sentinel(nodes, sentinel_kwargs=own, **{k: v for k, v in credentials.items() if v})
     return cast("Redis", sentinel.master_for(target.master_name, db=int(parts[0].path.strip("/") or 0), **options))

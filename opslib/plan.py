@@ -193,7 +193,7 @@ class Plan:
 
     def content(self) -> Mapping[str, object]:
         """Return the plan as JSON types, without the digest."""
-        return asdict(self)
+        return {**asdict(self), "actions": [asdict(action) for action in self.actions]}
 
     def summary(self) -> str:
         """Return the counts in words: "restore 4, stop 2"; "nothing" for an empty plan."""

@@ -7,10 +7,9 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -260,29 +259,7 @@ def headline(run: RunRecord) -> str:
 def write(run: RunRecord, path: str | Path) -> None:
     """Write the record to `path` in one step (mode 0600); do nothing where `path` is empty."""
     if path:
-        write_atomically(Path(path), json.dumps(_writable(msgspec.to_builtins(run)), indent=1, default=str).encode())
-
-
-def _writable(value: object) -> object:
-    """
-    Return a value without credentials, and such that it can be read back as JSON.
-
-    A score of infinity is none, and half of a surrogate pair is spelled out. Names of fields stay as they are, whatever
-    a password is.
-    """
-    if isinstance(value, str):
-        return _spelled(redact.text(value))
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {_spelled(str(name)): _writable(each) for name, each in value.items()}
-    if isinstance(value, Sequence):
-        return [_writable(each) for each in value]
-    return value
-
-
-def _spelled(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        write_atomically(Path(path), json.dumps(redact.values(msgspec.to_builtins(run)), indent=1).encode())
 
 
 def read(path: Path) -> RunRecord:

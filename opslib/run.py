@@ -171,7 +171,7 @@ class _Files:
         return self._path(name).read_text("utf-8")
 
     def write(self, text: str, name: str) -> None:
-        records.write_atomically(self._path(name), redact.text(text).encode())
+        records.write_atomically(self._path(name), redact.notebook(text).encode())
 
     def listdir(self, name: str) -> list[str]:
         return [name]

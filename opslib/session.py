@@ -31,11 +31,14 @@ class RunResult:
         record: Read back from where the kernel wrote it; made here if the kernel could not.
 
         report: Path of the HTML report; None if even that could not be written.
+
+        leaked: What was said of files that held a credential, a sentence each.
     """
 
     record: RunRecord
     folder: Path
     report: Path | None
+    leaked: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> Exit:
@@ -114,7 +117,7 @@ def _way_on(context: RunContext) -> str:
 
 def archived(record: RunRecord, folder: Path, *, declared: Sequence[Parameter] = ()) -> RunResult:
     """Write report, checksums and the archive's index; a full disk costs the report, not the run's outcome."""
-    from opslib.render import archive, report
+    from opslib.render import archive, leaks, report
 
     notebook = folder / folders.NOTEBOOK
     path: Path | None
@@ -126,7 +129,8 @@ def archived(record: RunRecord, folder: Path, *, declared: Sequence[Parameter] =
         archive.index(settings.reports_root())
     except OSError:
         path = None
-    return RunResult(record=record, folder=folder, report=path)
+    leaked = tuple(leaks.swept(settings.reports_root(), folder, record))
+    return RunResult(record=record, folder=folder, report=path if path and path.is_file() else None, leaked=leaked)
 
 
 @contextmanager

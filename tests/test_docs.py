@@ -22,7 +22,7 @@ import typer
 from redis import Redis
 
 from opslib import broker as brokers
-from opslib import catalog, settings, urls
+from opslib import catalog, records, settings, urls
 from opslib.cli import app
 from opslib.collectors import collect
 from opslib.durations import seconds
@@ -36,6 +36,7 @@ from opslib.records import RunRecord
 from opslib.settings import BROKER_NAMES, RESULT_NAMES, Target, Thresholds
 from opslib.symptoms import stuck_tasks
 from opslib.writer import apply
+from tests.support.plans import planned, purge_of, undone
 from tests.support.seed import seed_unacked, seed_waiting
 from tests.support.waiting import until
 
@@ -207,6 +208,8 @@ def test_every_key_of_ours_is_named():
         space.audit,
         space.journal("RUN_ID"),
         space.quarantine("RUN_ID", "QUEUE"),
+        space.quarantine_of_full("RUN_ID", "QUEUE"),
+        space.work("RUN_ID", "QUEUE"),
         space.quarantine_notes("RUN_ID"),
     }
 
@@ -461,7 +464,7 @@ def test_a_user_that_may_look_sees_everything_and_changes_nothing(redis, target)
 
 @pytest.mark.usefixtures("archive")
 def test_a_user_that_may_change_lacks_no_right(redis, target):
-    """Restore, stop and quarantine are applied, and the server had nothing to deny."""
+    """Restore, stop, quarantine and purge are applied and undone, and the server had nothing to deny."""
     seed_unacked(redis)
     seed_waiting(redis, retries=20)
     redis.lpush("celery", b"no JSON")
@@ -473,6 +476,8 @@ def test_a_user_that_may_change_lacks_no_right(redis, target):
 
     assert sorted(str(each.action.kind) for each in outcomes) == ["quarantine", "restore", "stop"]
     assert {each.status for each in outcomes} == {Status.APPLIED}
+    apply(planned(broker, purge_of(broker, "celery")), broker, dry_run=False)
+    assert {each.status for each in undone(broker, records.context().run_id)} == {Status.APPLIED}
     assert denied(redis) == []
 
 
@@ -488,6 +493,7 @@ def test_no_user_may_do_what_blocks_or_destroys(redis, name, command):
 def by_hand(redis: Redis, heading: str, *, number: int = 0, **names: str) -> Any:
     """Type a command of the page, with these names put in."""
     lines = [line for block in blocks(section(read("docs/safety.md"), heading), "sh") for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith("redis-cli")]
     program, *words = shlex.split(lines[number])
     assert program == "redis-cli"
     words = [re.sub(r"\b(RUN_ID|QUEUE|KEY|TAG)\b", lambda found: names.get(found[1], found[1]), word) for word in words]

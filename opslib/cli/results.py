@@ -29,6 +29,8 @@ def conclude(result: RunResult, form: options.Format) -> NoReturn:
     Raises:
         typer.Exit: With the run's exit code.
     """
+    for sentence in result.leaked:
+        output.say(sentence)
     if form is options.Format.TABLE:
         output.show(*summary(result))
     elif form is options.Format.IDS:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from opslib.cli import options, output
 from opslib.errors import BadParameter, Exit
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+    from opslib.writer.lock import Holder
 
 
 def register(app: typer.Typer) -> None:
@@ -33,24 +38,32 @@ def unlock(
     Example: ops unlock --target prod --lock-id 3f9a0c1d --reason "the host was lost"
     """
     del verbose
-    from opslib.writer import lock
+    from opslib import refusals
+    from opslib.writer import lock, sites
 
     if not lock_id and (reason or yes):
         raise BadParameter("--reason and --yes need --lock-id.", hint="`ops unlock` by itself shows it.")
     broker = output.open_broker(target, env_file)
+    with refusals.explained(broker.target.shown_broker):
+        held = [(site, holder) for site in sites.of(broker) if (holder := lock.look(site))]
     if lock_id:
-        taken = lock.unlock(broker, lock_id, reason, though_connected=yes)
+        named = (site for site, holder in held if lock.names(lock_id, holder))
+        site = next(named, held[0][0] if held else broker)
+        taken = lock.unlock(site, lock_id, reason, though_connected=yes)
         output.say(f"The lock was taken from {taken}." if taken else f"{broker.target.name} was not locked any more.")
         return
-    holder = lock.look(broker)
-    form = output.form(output_form, as_json=as_json)
+    _show(held, broker.target.name, output.form(output_form, as_json=as_json))
+    if held:
+        raise typer.Exit(int(Exit.ATTENTION))
+
+
+def _show(held: list[tuple[Broker, Holder]], target: str, form: options.Format) -> None:
     if form is options.Format.TABLE:
         from opslib.render import listings
 
-        output.show(*listings.lock(holder, broker.target.name))
+        output.show(*listings.locks([(site.target.shown_broker, holder) for site, holder in held], target))
     elif form is options.Format.IDS:
-        output.emit([holder] if holder else [], form, table=lambda: "", ids=lambda row: str(row.lock_id))
+        output.emit([holder for _, holder in held], form, table=lambda: "", ids=lambda row: str(row.lock_id))
     else:
-        output.document({"held": holder is not None, "holder": holder}, form)
-    if holder:
-        raise typer.Exit(int(Exit.ATTENTION))
+        holders = [{"server": site.target.shown_broker, **asdict(holder)} for site, holder in held]
+        output.document({"held": bool(held), "holders": holders}, form)

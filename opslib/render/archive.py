@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from opslib import records
+from opslib import records, redact
 from opslib.errors import Exit, NotFound, OpsError
 from opslib.findings import Verdict
 from opslib.folders import MANIFEST, NOTEBOOK, PATTERN, RECORD, REPORT, folder
@@ -107,7 +107,7 @@ def index(root: Path) -> Path:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(root):
         archived = [(run, _record(run)) for run in _folders(root)]
-        lines = (json.dumps(_line(root, run, record), ensure_ascii=False, default=str) for run, record in archived)
+        lines = (json.dumps(redact.values(_line(root, run, record)), ensure_ascii=False) for run, record in archived)
         records.write_atomically(
             root / "index.jsonl", "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from opslib import folders, records, refusals, settings
+from opslib import folders, records, redact, refusals, settings
 from opslib import plan as plans
 from opslib.errors import Refused
 from opslib.plan import Action, Kind, Outcome, Plan, Status
@@ -41,8 +41,8 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True) -> tuple[Outcome,
         BrokerUnreachable: If the server does not answer before anything was changed.
     """
     if dry_run or not plan:
-        if records.context().record:
-            _save(plan)
+        if records.context().record and not redact.has_credential(plan.content()):
+            _save(plan)  # unmasked, or it could not be applied
         return tuple(Outcome(action=a, status=Status.SKIPPED, reason=f"Dry run. {a.effect}") for a in plan)
     allowed, unconfirmed = _confirmed(plan)
     broker = sites.planned(broker, plan.fingerprint)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from opslib import refusals
 from opslib.errors import NotFound
-from opslib.writer import lock
+from opslib.writer import lock, sites
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -83,6 +83,8 @@ class Run:
 
         done: Whether it came to the end of its plan.
 
+        orders: What was begun outside of a plan and has no result, such as unlocking, with its line.
+
         settled: Whether a later run that went on with it, or undid it, came to the end of its plan.
     """
 
@@ -94,7 +96,7 @@ class Run:
     done: bool = False
     settled: bool = False
     batches: dict[str, Batch] = field(default_factory=dict)
-    unlocks: dict[str, int] = field(default_factory=dict)
+    orders: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,22 +156,32 @@ def verify(path: Path) -> Report:
 
 def reconcile(report: Report, broker: Broker, *, max_keys: int = MAX_KEYS) -> Report:
     """
-    Compare what the file says with the journals that the broker still has, and return the report with what differs.
+    Compare what the file says with the journals that the deployment still has; return the report with what differs.
 
     Raises:
-        OpsError: If the broker does not answer, or does not permit to look.
+        OpsError: If a database does not answer, or does not permit to look.
     """
+    shown, unseen = [], []
     with refusals.explained(broker.target.shown_broker):
-        holder = lock.look(broker)
-        known = {run.journal for run in report.runs.values() if run.begun or run.batches}
-        journals = {run_id: found for run_id in sorted(known) if (found := _journal(broker, run_id))}
-        strangers, unseen = _strangers(broker, known | {holder.run if holder else ""}, max_keys)
+        for site in sites.of(broker):
+            report, left = _reconciled(report, site, max_keys)
+            shown.append(site.target.shown_broker)
+            unseen += [left] if left else []
+    return replace(report, broker=", ".join(shown), unseen=" ".join(unseen))
+
+
+def _reconciled(report: Report, site: Broker, max_keys: int) -> tuple[Report, str]:
+    """Return the report with what differs from one database, and what was not seen of that."""
+    holder = lock.look(site)
+    known = {run.journal for run in report.runs.values() if run.begun or run.batches}
+    journals = {run_id: found for run_id in sorted(known) if (found := _journal(site, run_id))}
+    strangers, unseen = _strangers(site, known | {holder.run if holder else ""}, max_keys)
     problems = [_still_running(p) if holder and p.run_id == holder.run else p for p in report.problems]
     for run_id, journal in journals.items():
-        runs = [run for run in report.runs.values() if run.journal == run_id]
-        problems = [_with_journal(p, journal) if p.run_id in {run.run_id for run in runs} else p for p in problems]
-        problems += _compared(run_id, runs, journal, holder.epoch if holder else None)
-    return replace(report, problems=(*problems, *strangers), broker=broker.target.shown_broker, unseen=unseen)
+        runs = {run.run_id: run for run in report.runs.values() if run.journal == run_id}
+        problems = [_with_journal(p, journal) if p.run_id in runs else p for p in problems]
+        problems += _compared(run_id, list(runs.values()), journal, holder.epoch if holder else None)
+    return replace(report, problems=(*problems, *strangers)), unseen
 
 
 class _Chain:
@@ -183,10 +195,10 @@ class _Chain:
     def __init__(self) -> None:
         self.number = 0
         self.problems: list[Problem] = []
-        self._previous = "0" * 64
-        self._seq = 0
-        #: Number of the line before, if that is no JSON: the next one tells why.
+        self._previous, self._seq = "0" * 64, 0
+        #: Lines since then that are no JSON, and the digest of the last of them: the next one tells what they are.
         self._broken = 0
+        self._broken_digest = ""
         self._ended = True
 
     def add(self, line: bytes) -> dict[str, Any] | None:
@@ -194,50 +206,44 @@ class _Chain:
         self.number += 1
         self._ended = line.endswith(b"\n")
         body = line.removesuffix(b"\n")
-        entry = _entry(body)
-        digest = hashlib.sha256(body).hexdigest()
+        entry, digest = _entry(body), hashlib.sha256(body).hexdigest()
         if entry is None:
-            self._unexplained()
-            self._broken = self.number
-            self._previous, self._seq = digest, self._seq + 1
+            self._broken += 1
+            self._broken_digest = digest
             return None
         seq = entry["seq"] if isinstance(entry.get("seq"), int) else None
-        if entry.get("prev_sha256") != self._previous:
-            if seq is not None and seq <= self._seq:
-                self._broken = 0
-                self._say("misplaced", self.number, "stands where it does not belong: repeated, or out of its order")
-                return entry
+        fits = entry.get("prev_sha256")
+        if fits not in {self._previous, self._broken_digest} and seq is not None and seq <= self._seq:
+            self._say("misplaced", self.number, "stands where it does not belong: repeated, or out of its order")
+            return entry
+        if self._broken and fits == self._broken_digest:
+            what = "was cut off while it was written: power was lost, the disk full or the run killed"
+            self._say("torn", self.number - 1, what, person=False)
+        elif fits != self._previous:
             self._does_not_fit(seq)
         elif self._broken:
-            what = "was cut off while it was written: power was lost, the disk full or the run killed"
-            self._say("torn", self._broken, what, person=False)
-        self._broken = 0
-        self._previous, self._seq = digest, self._seq + 1 if seq is None else seq
+            self._say("not-json", self.number - 1, "is no JSON, and was added")
+        self._previous, self._seq = digest, self._seq + self._broken + 1 if seq is None else seq
+        self._broken, self._broken_digest = 0, ""
         return entry
 
     def end(self) -> None:
         """Say what is wrong with the last line."""
         if self._broken and not self._ended:
-            self._say("torn", self._broken, "is the last one, and was cut off while it was written")
-        else:
-            self._unexplained()
-
-    def _unexplained(self) -> None:
-        if self._broken:
-            self._say("not-json", self._broken, "is no JSON: it was altered")
+            self._say("torn", self.number, "is the last one, and was cut off while it was written")
+        elif self._broken:
+            self._say("not-json", self.number, "is no JSON: it was altered or added")
 
     def _does_not_fit(self, seq: int | None) -> None:
         before = self.number - 1
-        missing = 0 if seq is None else seq - self._seq - 1
-        if self._broken:
-            self._say("altered", before, "was altered; it is not what the next line vouches for")
-        elif seq == self.number == 1:
+        missing = 0 if seq is None else seq - self._seq - self._broken - 1
+        if seq == self.number == 1:
             self._say("altered", 1, "was altered, for it is the first and names one before it")
         elif missing > 0 or not before:
             count = f"{missing:,} line{'s' * (missing != 1)}" if missing > 0 else "Lines"
             says = f"{count} before line {self.number} {'is' if missing == 1 else 'are'} missing."
             self.problems.append(Problem(kind="missing", says=says, line=self.number))
-        elif seq is None:
+        elif seq is None and not self._broken:
             self._say("altered", before, "was altered, or lines after it are missing")
         else:
             self._say("altered", before, "was altered; it is not what the next line vouches for")
@@ -268,12 +274,10 @@ class _Book:
             self.problems.append(Problem(kind="unpaired", says=says, line=number, run_id=run_id, batch=batch))
         elif event in _ENDS:
             run.ended, run.done = True, event == "end"
-        elif event == "unlock":
-            name = str(entry.get("lock", ""))
-            if entry.get("stage") == "intent":
-                run.unlocks[name] = number
-            else:
-                run.unlocks.pop(name, None)
+        elif entry.get("stage") == "intent":
+            run.orders[event] = number
+        elif "stage" in entry:
+            run.orders.pop(event, None)
 
 
 def _unended(run: Run) -> Iterator[Problem]:
@@ -288,8 +292,8 @@ def _unended(run: Run) -> Iterator[Problem]:
     if run.begun and not (run.ended or run.settled) and all(batch.said for batch in run.batches.values()):
         says = f"{whose} was cut off between two batches: it began on line {run.begun} and never ended."
         yield Problem(kind="cut-off", says=says, line=run.begun, run_id=run.run_id)
-    for name, line in run.unlocks.items():
-        says = f"Unlocking {name} was cut off: line {line} is its intent, and there is no result."
+    for event, line in run.orders.items():
+        says = f"{event!r} was cut off: line {line} is its intent, and there is no result."
         yield Problem(kind="cut-off", says=says, line=line, run_id=run.run_id)
 
 
@@ -409,4 +413,4 @@ def _entry(body: bytes) -> dict[str, Any] | None:
         found = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and isinstance(found.get("prev_sha256"), str) else None

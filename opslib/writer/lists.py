@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from opslib.envelope import digest
 from opslib.errors import Refused
@@ -14,6 +14,9 @@ from opslib.writer import points
 from opslib.writer.journal import Batch
 from opslib.writer.moves import GONE, MOVED
 from opslib.writer.primitive import Answer, Primitive
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
 
 #: In a list of up to so many messages, one is found quickly enough by its bytes (5,000: half a millisecond).
 SEARCHABLE = 5_000
@@ -67,7 +70,7 @@ def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[
     Returns:
         The accounts of what was taken.
     """
-    work = _aside(primitive, key)
+    work = aside(primitive.broker, primitive.run_id, key)
     if primitive.broker.writes.exists(_raw(work)):  # an interrupted pass, gone on with
         begun = journals.read(primitive.broker, primitive.run_id).of("rename", "sieve", list=key)[-1].number
     else:
@@ -91,37 +94,47 @@ def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[
 
 def finish(primitive: Primitive, key: str) -> int:
     """Deal back what an interrupted run still has set aside of a list; return how many messages that were."""
-    return pour(primitive, (_aside(primitive, key), "RIGHT", key, "LEFT"), role="finish", list=key)
+    way = (aside(primitive.broker, primitive.run_id, key), "RIGHT", key, "LEFT")
+    return pour(primitive, way, role="finish", list=key)
 
 
 def settle(primitive: Primitive) -> None:
     """Deal back all that this run had set aside when it was interrupted: there, nobody would look for a message."""
-    for key in {str(b.receipt["list"]) for b in journals.read(primitive.broker, primitive.run_id).of("rename", "sieve")}:
+    journal = journals.read(primitive.broker, primitive.run_id)
+    for key in {str(batch.receipt["list"]) for batch in journal.of("rename", "sieve")}:
         finish(primitive, key)
 
 
 def unpurge(primitive: Primitive, batch: Batch, n: int) -> str:
-    """Put back what a purge renamed; MOVED, or GONE if it was put back already, or dropped."""
+    """Put back what a purge renamed; MOVED, or GONE if it was dropped."""
     item = batch.items[n]
-    return unrename(primitive, item["from"], item["to"], {"undoes": [batch.number, n]})
+    letter = unrename(primitive, item["from"], item["to"])
+    if letter == MOVED:
+        _note_undone(primitive, item["from"], items=[{"s": item["s"], "undoes": [batch.number, n]}])
+    return letter
 
 
-def unrename(primitive: Primitive, key: str, quarantine: str, about: Mapping[str, Any]) -> str:
+def unrename(primitive: Primitive, key: str, quarantine: str) -> str:
     """
     Give a list its name back, and let what was pushed meanwhile follow behind it.
 
     Returns:
-        MOVED, or GONE if there is nothing under the other name.
+        MOVED, or GONE if nothing is or was under the other name.
     """
-    work = _aside(primitive, key)
+    work = aside(primitive.broker, primitive.run_id, key)
     letter = GONE
     if primitive.broker.writes.exists(_raw(quarantine)):
-        aside = [(key, work, None)] if primitive.broker.writes.exists(_raw(key)) else []
-        items: list[dict[str, Any]] = [{"s": key}] * len(aside) + [{"s": key, **about}]
-        answer = _rename(primitive, [*aside, (quarantine, key, None)], role="unpurge", items=items)
+        pushed = [(key, work, None)] if primitive.broker.writes.exists(_raw(key)) else []
+        items = [{"s": key}] * (len(pushed) + 1)
+        answer = _rename(primitive, [*pushed, (quarantine, key, None)], role="unpurge", items=items)
         letter = answer.letters[-1]
         if letter != MOVED:
             raise Refused(f"{key} could not be put back: its name was taken in that moment. Undo it again.")
+    elif any(
+        batch.items[-1]["from"] == quarantine and batch.done(len(batch.items) - 1)
+        for batch in journals.read(primitive.broker, primitive.run_id).of("rename", "unpurge")
+    ):
+        letter = MOVED  # by an undo that was interrupted
     pour(primitive, (work, "RIGHT", key, "LEFT"), role="unpurge", list=key)
     return letter
 
@@ -144,7 +157,7 @@ def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, bool]:
     journal = journals.read(primitive.broker, primitive.run_id)
     told: dict[str, Any] = {"list": key, "returns": begun}
     runs = [run for b in journal.of("deal", "sieve", **{"pass": begun}) for run in b.receipt["runs"]]
-    back = _aside(primitive, key) + ":back"
+    back = aside(primitive.broker, primitive.run_id, key) + ":back"
     merged = sum(_dealt(b) for b in journal.of("deal", "merge", returns=begun))
     in_place = True
     if not merged and not primitive.broker.writes.exists(_raw(back)):
@@ -162,9 +175,7 @@ def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, bool]:
     else:
         for each in {to for _, _, to, _, _ in runs if to != key}:
             pour(primitive, (each, "LEFT", key, "RIGHT"), role="next", **told)
-    # Only now: what was interrupted before this is gone on with when it is undone again.
-    receipt = {"op": "note", "role": "put-back", "items": [], "list": key, "undoes_pass": begun}
-    primitive.call("note", primitive.keys(), [""], receipt=receipt, about={"undone": key})
+    _note_undone(primitive, key, undoes_pass=begun)
     return sum(count for _, _, to, _, count in runs if to != key), in_place
 
 
@@ -186,6 +197,12 @@ def pour(primitive: Primitive, way: tuple[str, str, str, str], **about: object) 
     while primitive.broker.writes.exists(_raw(way[0])):
         total += sum(deal(primitive, [(*way, _most(primitive))], items=[], **about))
     return total
+
+
+def _note_undone(primitive: Primitive, key: str, items: Sequence[Mapping[str, Any]] = (), **about: object) -> None:
+    """Call something undone, once all of it is back: what is interrupted before is gone on with by another undo."""
+    receipt = {"op": "note", "role": "undone", "items": items, **about}
+    primitive.call("note", primitive.keys(), [MOVED * len(items)], receipt=receipt, about={"undone": key})
 
 
 def _rename(
@@ -210,17 +227,16 @@ def _rename(
     )
 
 
+def aside(broker: Broker, run_id: str, key: str) -> str:
+    """Return the name that a list has while a run sorts it."""
+    return broker.keys.work(run_id, key.removeprefix(broker.keys.prefix))
+
+
 def _free(primitive: Primitive, name: str) -> str:
     """Return the name of a quarantine of that list which this run has not used yet; under the lock nobody else does."""
     space = primitive.broker.keys
     names = (space.quarantine(primitive.run_id, name, part) for part in itertools.count(1))
     return next(each for each in names if not primitive.broker.writes.exists(_raw(each)))
-
-
-def _aside(primitive: Primitive, key: str) -> str:
-    """Return the name that a list has while this run sorts it."""
-    space = primitive.broker.keys
-    return space.work(primitive.run_id, key.removeprefix(space.prefix))
 
 
 def _most(primitive: Primitive) -> int:

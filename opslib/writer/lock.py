@@ -215,7 +215,7 @@ def names(lock_id: str, found: Holder) -> bool:
 
 def _take(broker: Broker, lock_id: str, line: Mapping[str, object]) -> tuple[str, bytes]:
     keys = broker.keys
-    told = redact.text(json.dumps({**line, "by": records.operator(), "host": socket.gethostname()}))
+    told = json.dumps(redact.values({**line, "by": records.operator(), "host": socket.gethostname()}))
     answer = broker.writes.eval(scripts.text("unlock"), 2, keys.lock, keys.audit, lock_id, told, _AUDIT_ENTRIES)
     said, detail = [*cast("list[bytes]", answer), b""][:2]
     return said.decode(), detail

@@ -88,6 +88,11 @@ class Primitive:
         self._line = json.dumps({"run": run_id, **told}, sort_keys=True)
         self._numbers = itertools.count(1)
 
+    @property
+    def epoch(self) -> int:
+        """What the numbers of its batches begin with; those of an earlier plan of the same run have another."""
+        return self._lock.epoch
+
     def keys(self, *more: str) -> Keys:
         """Return the keys that every script has, and these after them."""
         space = self.broker.keys

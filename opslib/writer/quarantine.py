@@ -80,6 +80,8 @@ class Handler:
 
     def _outcome(self, action: Action, moves: Sequence[Move], letters: Sequence[str]) -> Outcome:
         moved = [letter for letter in letters if letter in {MOVED, MOVED_NEXT}]
+        if not letters:
+            return Outcome(action=action, status=Status.SKIPPED, reason="It names no message.")
         if UNDONE in letters:
             return Outcome(action=action, status=Status.FAILED, reason=self._mover.halted)
         if not moved:

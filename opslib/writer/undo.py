@@ -74,7 +74,8 @@ def _set_aside(broker: Broker, journal: Journal) -> Iterator[Action]:
     """Yield what a run, or an undo of it, had set aside of a list when it was interrupted."""
     for batch in (*journal.of("rename", "sieve"), *journal.of("rename", "unpurge")):
         item = batch.items[0]
-        count = broker.reads.llen(_raw(item["to"])) if broker.keys.is_work(item["to"]) else 0
+        is_aside = item["to"] == lists.aside(broker, journal.run_id, item["from"])
+        count = broker.reads.llen(_raw(item["to"])) if is_aside else 0
         if count and not _dealt_with(journal, batch):
             yield Action(
                 kind=Kind.UNDO,
@@ -330,7 +331,7 @@ def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) ->
     """Put one thing back that is no single message."""
     copy = action.copies[0]
     if copy.place == "full":
-        done = lists.unrename(primitive, copy.queue, copy.key, {})
+        done = lists.unrename(primitive, copy.queue, copy.key)
         return Outcome(
             action=action,
             status=Status.APPLIED if done == MOVED else Status.SKIPPED,

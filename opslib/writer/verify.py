@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,8 @@ def checked(primitive: Primitive, outcomes: Sequence[Outcome]) -> list[Outcome]:
     from redis.exceptions import RedisError
 
     try:
-        missing = _missing(primitive.broker, journals.read(primitive.broker, primitive.run_id), applied)
+        journal = journals.read(primitive.broker, primitive.run_id)
+        missing = _missing(primitive.broker, journal, primitive.epoch, applied)
     except RedisError as error:
         missing = dict.fromkeys(applied, f"it could not be looked for ({type(error).__name__})")
     return [
@@ -47,11 +49,13 @@ def checked(primitive: Primitive, outcomes: Sequence[Outcome]) -> list[Outcome]:
     ]
 
 
-def _missing(broker: Broker, journal: Journal, actions: set[int]) -> dict[int, str]:
-    """Return actions whose messages are not where the journal says, each with what is missing."""
+def _missing(broker: Broker, journal: Journal, epoch: int, actions: set[int]) -> dict[int, str]:
+    """Return actions whose messages are not where they were put under this lock, each with what is missing."""
     expected: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
     lost: dict[int, str] = {}
     for batch in journal.batches:
+        if batch.order[0] != epoch:
+            continue
         for n in journal.standing(batch):
             item = batch.items[n]
             if item.get("a") not in actions:
@@ -100,5 +104,6 @@ def _absent(broker: Broker, key: str, wanted: Sequence[tuple[str, int]]) -> set[
 def _consumed(broker: Broker, key: str) -> bool:
     found = broker.keys.queue_of(key)
     answers = pidbox.ask(broker, [pidbox.Call(method="active_queues")], timeout_s=_ANSWER_S)
-    name = (found[0] if found else key).encode()
-    return any(name in raw for raw in answers.replies["active_queues"].values())
+    name = found[0] if found else key
+    said = [json.loads(raw) for raw in answers.replies["active_queues"].values()]
+    return any(isinstance(each, dict) and each.get("name") == name for queues in said for each in queues or [])
