@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
-from opslib import redact, refusals, settings, urls
+from opslib import records, redact, refusals, settings, urls
 from opslib.errors import BrokerUnreachable, NotABroker, Refused, SettingsError
 from opslib.keys import Keyspace
 
@@ -58,9 +58,11 @@ class Broker:
         """
         The client for changes: no retry at all.
 
-        redis-py repeats commands by itself, and a repeated push is a duplicate (safety §0.1).
+        redis-py repeats commands by itself, and a repeated push is a duplicate (safety §0.1). It is named for the run,
+        so that others can see whether a run still lives.
         """
-        return _client(self.target.broker_url, self.target, retries=0, timeout_s=WRITE_TIMEOUT_S)
+        run_id = records.context().run_id
+        return _client(self.target.broker_url, self.target, retries=0, timeout_s=WRITE_TIMEOUT_S, name=run_id)
 
     @property
     def fingerprint(self) -> str:
@@ -198,7 +200,7 @@ def _results(target: Target, broker: Redis) -> Redis | None:
     return _client(target.result_backend, target, retries=1, timeout_s=READ_TIMEOUT_S)
 
 
-def _client(url: str, target: Target, *, retries: int, timeout_s: float) -> Redis:
+def _client(url: str, target: Target, *, retries: int, timeout_s: float, name: str = "") -> Redis:
     from redis import Redis
     from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
     from redis.retry import Retry
@@ -206,7 +208,7 @@ def _client(url: str, target: Target, *, retries: int, timeout_s: float) -> Redi
     options: dict[str, Any] = {
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "socket_timeout": timeout_s,
-        "client_name": f"{CLIENT_NAME}:{os.getpid()}",
+        "client_name": f"{CLIENT_NAME}:{name or os.getpid()}",
         "retry": Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), retries) if retries else Retry(NoBackoff(), 0),
     }
     if url.startswith("sentinel:"):

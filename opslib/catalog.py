@@ -79,6 +79,11 @@ def everything() -> list[Runbook]:
     return [_read(path) for path in sorted(folder().glob("*.ipynb"))]
 
 
+def names() -> list[str]:
+    """Return every runbook's name, without reading any."""
+    return [path.stem for path in sorted(folder().glob("*.ipynb"))]
+
+
 def find(name: str) -> Runbook:
     """
     Return the runbook of that name.
@@ -86,10 +91,10 @@ def find(name: str) -> Runbook:
     Raises:
         UnknownRunbook: If there is none; with the nearest name.
     """
-    names = [path.stem for path in sorted(folder().glob("*.ipynb"))]
-    if name in names:
+    known = names()
+    if name in known:
         return _read(folder() / f"{name}.ipynb")
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]}? {UnknownRunbook.hint}" if near else ""
     raise UnknownRunbook(f"There is no runbook named {name!r}.", hint=hint)
 

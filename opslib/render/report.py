@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from markupsafe import Markup
 
-from opslib import redact
+from opslib import catalog, redact
 from opslib.records import RunRecord, write_atomically
 from opslib.render import sections, words
 from opslib.render.page import opslib_version, page
@@ -105,7 +105,7 @@ def render_report(
         contents=_contents(parts, body, marked, run, has_parameters=bool(params)),
         parameters=params,
         notebook=Markup(_cells(body, marked)) if body else "",  # noqa: S704 - cleaned fragment by fragment
-        no_notebook="The run ended before its notebook was written.",
+        no_notebook="The run ended before its notebook was written." if _is_runbook(run) else "",
         provenance=_provenance(run, sha256),
     )
 
@@ -269,6 +269,11 @@ def _prepared(node: NotebookNode, run: RunRecord) -> tuple[str, NotebookNode]:
         if cell.cell_type == "code":
             cell.outputs = [_output(output) for output in cell.outputs]
     return title or run.runbook or "Runbook", body
+
+
+def _is_runbook(run: RunRecord) -> bool:
+    """Whether a notebook belongs to the run; a command's run has none."""
+    return not run.runbook or run.runbook in catalog.names()
 
 
 def _cell_ids(body: NotebookNode | None) -> frozenset[str]:

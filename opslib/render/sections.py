@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from opslib import redact
+from opslib import catalog, redact
 from opslib.findings import CODES
+from opslib.plan import Kind, Status
 from opslib.render import judged, tables, words
 from opslib.render.grid import Column, Table
 from opslib.render.words import SIGNS, Row
@@ -124,6 +125,7 @@ def facts(run: RunRecord) -> list[dict[str, object]]:
         ("Exit code", words.exit_meaning(run.exit_code), False),
         ("Runbook", run.runbook, False),
         ("Run", run.run_id, True),
+        ("Of run", str(run.parameters.get("run") or ""), True),
     ]
     return [{"term": term, "value": words.shown(value), "code": code} for term, value, code in known if value]
 
@@ -142,25 +144,26 @@ def unseen(run: RunRecord) -> list[dict[str, str]]:
 
 
 def following(run: RunRecord) -> list[dict[str, str]]:
-    """Return the command that comes next, where there is one."""
-    if not (run.dry_run and words.actions_of(run) and run.runbook and not run.error):
+    """Return the commands that come next, where there are some."""
+    actions = words.actions_of(run)
+    if run.error or not actions:
         return []
+    if not run.dry_run:
+        lasts = all(row.get("kind") in {Kind.UNDO, Kind.DROP} for row in actions)
+        of = run.parameters.get("run") or run.run_id
+        made = words.done(run)[Status.APPLIED] and not lasts
+        return [_step("To put back what was changed:", "ops", "undo", str(of))] if made else []
+    exactly = _step("To make just these changes, within 15 minutes of the plan:", "ops", "apply", run.run_id)
+    if run.runbook not in catalog.names():
+        return [exactly]
     given = [f"{name}={value}" for name, value in run.parameters.items() if name not in {"dry_run", "target"}]
     target = ["--target", run.target] if run.target else []
-    command = [
-        "ops",
-        "run",
-        run.runbook,
-        *target,
-        *itertools.chain.from_iterable(("-p", pair) for pair in given),
-        "--apply",
-    ]
-    return [
-        {
-            "text": "To make these changes, after one more look and your word:",
-            "command": redact.plain(shlex.join(command)),
-        }
-    ]
+    pairs = itertools.chain.from_iterable(("-p", pair) for pair in given)
+    return [exactly, _step("Later, after one more look:", "ops", "run", run.runbook, *target, *pairs, "--apply")]
+
+
+def _step(text: str, *command: str) -> dict[str, str]:
+    return {"text": text, "command": redact.plain(shlex.join(command))}
 
 
 def sections(run: RunRecord) -> list[Section]:

@@ -105,6 +105,10 @@ def _identify(plan: Plan, broker: Broker) -> None:
             "The server was restarted, failed over or is another one since the plan was made.",
             hint="Run the runbook again.",
         )
+    if broker.environment_problem:
+        raise Refused(
+            f"{broker.environment_problem} Nothing was changed.", hint="`ops config stamp` writes one, once."
+        )
     if plans.stale(plan, broker.server_time()):
         raise Refused(
             f"The plan is of {plan.made_at} and was good until {plan.expires_at}.", hint="Run the runbook again."

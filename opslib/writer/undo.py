@@ -357,7 +357,8 @@ def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) ->
     else:
         letter = "A" if consumers.put_back(primitive, item, at, str(batch.receipt["role"])) else "S"
     if letter == MOVED:
-        return Outcome(action=action, status=Status.APPLIED, reason="As it was.")
+        reason = f"{copy.count:,} messages are back." if op == "rename" else "As it was."
+        return Outcome(action=action, status=Status.APPLIED, reason=reason)
     if letter == "S":
         return Outcome(action=action, status=Status.FAILED, reason=f"{item['node']} did not do as it was told.")
     return Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT.get(letter, _NOT_THERE))

@@ -18,6 +18,7 @@ from opslib.render.charts import ages
 from opslib.render.page import TEMPLATES
 from opslib.render.report import CellState, State, cell_states, render_report, write_report
 from tests.render.samples import (
+    RUN_ID,
     action,
     code,
     displayed,
@@ -97,14 +98,16 @@ def test_findings_that_mean_the_same_are_said_once(critical):
 
 def test_the_next_command_is_there_to_be_copied(critical):
     """A plan that waits says how to carry it out."""
-    assert said(critical.select_one(".next code")) == "ops run stuck-tasks --target demo --apply"
+    exactly, later = critical.select(".next code")
+    assert said(exactly) == f"ops apply {RUN_ID}"
+    assert said(later) == "ops run stuck-tasks --target demo --apply"
 
 
 def test_the_next_command_keeps_the_parameters_and_quotes_them():
     """What was given is given again; a value with a blank or a quote stays one argument."""
     run = record(findings=[finding()], proposed=plan(action()), parameters={"queue": "a b'; rm -rf", "dry_run": True})
 
-    assert "-p 'queue=a b'\"'\"'; rm -rf'" in said(page(None, run).select_one(".next code"))
+    assert "-p 'queue=a b'\"'\"'; rm -rf'" in said(page(None, run).select(".next code")[1])
 
 
 def test_there_is_one_h1_and_the_notebook_does_not_repeat_it(critical):
@@ -200,7 +203,18 @@ def test_an_applied_run_says_what_was_done_what_remains_and_what_is_gone():
     assert "Acknowledged meanwhile." in said(report.select_one("#outcomes"))
     assert said(report.select_one("#findings")).count("New since the start.") == 1
     assert uid(1) in said(report.select_one("#gone"))
-    assert not report.select(".next")
+    assert said(report.select_one(".next code")) == f"ops undo {RUN_ID}"
+
+
+@pytest.mark.parametrize("error", [None, {"type": "LockHeld", "message": "Held.", "hint": ""}])
+def test_a_command_has_a_report_without_a_notebook(error):
+    """None is missed; what comes next is by the run's id alone."""
+    run = record(runbook="purge-queue", proposed=plan(action()), error=error)
+
+    report = page(None, run)
+
+    assert not report.select("#notebook")
+    assert [said(each) for each in report.select(".next code")] == ([] if error else [f"ops apply {RUN_ID}"])
 
 
 def test_a_healthy_run_is_called_healthy_by_its_verdict_alone():
