@@ -11,7 +11,24 @@ from opslib import folders, records, redact, refusals, settings
 from opslib import plan as plans
 from opslib.errors import Refused
 from opslib.plan import Action, Kind, Outcome, Plan, Status
-from opslib.writer import audit, consumers, drop, full, lists, lock, points, repair, sites, stored, undo, vault, verify
+from opslib.writer import (
+    audit,
+    consumers,
+    drop,
+    full,
+    lists,
+    lock,
+    points,
+    repair,
+    resume,
+    sites,
+    stored,
+    undo,
+    vault,
+    verify,
+)
+from opslib.writer import journal as journals
+from opslib.writer.journal import Journal
 from opslib.writer.moves import Mover
 from opslib.writer.primitive import Primitive
 from opslib.writer.quarantine import Handler
@@ -106,9 +123,7 @@ def _identify(plan: Plan, broker: Broker) -> None:
             hint="Run the runbook again.",
         )
     if broker.environment_problem:
-        raise Refused(
-            f"{broker.environment_problem} Nothing was changed.", hint="`ops config stamp` writes one, once."
-        )
+        raise Refused(f"{broker.environment_problem} Nothing was changed.", hint="`ops config stamp` writes one, once.")
     if plans.stale(plan, broker.server_time()):
         raise Refused(
             f"The plan is of {plan.made_at} and was good until {plan.expires_at}.", hint="Run the runbook again."
@@ -166,5 +181,20 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
             outcomes += do(group) if group else []
         except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
             known = refusals.of(error, primitive.broker.target.shown_broker)
-            outcomes += [Outcome(action=action, status=Status.FAILED, reason=known.message) for action in group]
+            outcomes += _broken_off(primitive, group, known.message)
     return outcomes
+
+
+def _broken_off(primitive: Primitive, group: Sequence[Action], why: str) -> list[Outcome]:
+    """Account for a group that an error ended: what its earlier batches did is done, as the journal says."""
+    try:
+        journal = journals.read(primitive.broker, primitive.run_id)
+    except Exception as error:  # noqa: BLE001 - as above
+        refusals.of(error, primitive.broker.target.shown_broker)
+        journal = Journal(run_id=primitive.run_id)
+    return [
+        Outcome(action=action, status=Status.APPLIED, reason="It was done before the next ones failed.")
+        if resume.done(action, journal)
+        else Outcome(action=action, status=Status.FAILED, reason=why)
+        for action in group
+    ]

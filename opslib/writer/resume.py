@@ -39,7 +39,7 @@ def remaining(plan: Plan, broker: Broker, run_id: str) -> Plan:
             "The run had changed nothing yet, and the server is another one, or was restarted, since.",
             hint="Run the runbook again.",
         )
-    left = [action for action in plan if not _done(action, journal)]
+    left = [action for action in plan if not done(action, journal)]
     now = broker.server_time()
     return replace(
         plan,
@@ -60,7 +60,7 @@ def _site(plan: Plan, broker: Broker, run_id: str) -> tuple[Broker, Journal]:
     return sites.planned(broker, plan.fingerprint), Journal(run_id=run_id)
 
 
-def _done(action: Action, journal: Journal) -> bool:
+def done(action: Action, journal: Journal) -> bool:
     """Whether an action was carried out as a whole; a stop never counts as that, for it ends with a proof."""
     if action.kind is Kind.STOP:
         return False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from opslib import settings
 from opslib.errors import Refused
@@ -17,6 +17,9 @@ from opslib.writer.vault import Kept
 #: A collection with more elements is not compared in one step.
 _MOST_ELEMENTS = 10_000
 _PER_BATCH = 50
+T = TypeVar("T")
+#: Verb, key, type, fingerprint, life to give, life as seen, parts; what keys.lua takes for one key.
+_Order = tuple[str, str, str, str, int | str, str, tuple[bytes, ...]]
 _BATCH_BYTES = 1024 * 1024
 
 _WHY_NOT = {
@@ -53,7 +56,7 @@ def delete(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[
     vault.write(path, header, (each for _, each, _ in kept))
     points.passed("after-vault")
     where = str(path.relative_to(settings.reports_root()))
-    for some in _batches(kept):
+    for some in _batches(kept, lambda each: sum(map(len, each[1].parts))):
         items = [
             {"a": a.id, "s": a.subject, "key": a.copies[0].key, "until": k.expires_at_ms, "vault": where}
             for a, k, _ in some
@@ -104,21 +107,21 @@ def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str,
     """
     now_ms = int(primitive.broker.server_time().timestamp() * 1000)
     values = _from_vaults(items)
-    orders: list[tuple[Any, ...]] = []
-    receipts: list[dict[str, Any]] = []
-    letters: list[str] = []
-    for item, life, undoes in items:
+    letters = ["E"] * len(items)
+    orders: list[tuple[int, _Order, dict[str, Any]]] = []
+    for at, (item, life, undoes) in enumerate(items):
         key, until = str(item["key"]), item.get("until")
-        receipts.append({**item, "undoes": list(undoes)})
+        receipt = {**item, "undoes": list(undoes)}
         if "vault" not in item:
-            orders.append(("expire", key, "", "", "" if int(life) < 0 else max(1, int(life)), "", ()))
-        elif until is not None and int(until) <= now_ms:
-            orders.append(())
-        else:
+            orders.append((at, ("expire", key, "", "", "" if int(life) < 0 else max(1, int(life)), "", ()), receipt))
+        elif until is None or int(until) > now_ms:
             kept = values[key]
-            orders.append(("put", key, kept.type, "", "" if until is None else int(until) - now_ms, "", kept.parts))
-    for order, receipt in zip(orders, receipts, strict=True):
-        letters.append(_call(primitive, "put", [order], [receipt])[0] if order else "E")
+            left = "" if until is None else int(until) - now_ms
+            orders.append((at, ("put", key, kept.type, "", left, "", kept.parts), receipt))
+    for some in _batches(orders, lambda each: sum(map(len, each[1][-1]))):
+        said = _call(primitive, "put", [order for _, order, _ in some], [receipt for *_, receipt in some])
+        for (at, *_), letter in zip(some, said, strict=True):
+            letters[at] = letter
     return letters
 
 
@@ -146,9 +149,7 @@ def remove(primitive: Primitive, action: Action, where: str) -> str:
     return _call(primitive, "drop", [("delete", key, "", "", "", "", ())], items)
 
 
-def _call(
-    primitive: Primitive, role: str, orders: Sequence[tuple[Any, ...]], items: Sequence[Mapping[str, Any]]
-) -> str:
+def _call(primitive: Primitive, role: str, orders: Sequence[_Order], items: Sequence[Mapping[str, Any]]) -> str:
     keys = primitive.keys()
     values: list[bytes | str | float] = []
     for verb, key, kind, print_, life, was, parts in orders:
@@ -157,11 +158,12 @@ def _call(
     return primitive.call("keys", keys, values, receipt=receipt, about={role: [item["key"] for item in items]}).letters
 
 
-def _batches(kept: Sequence[tuple[Action, Kept, str]]) -> Iterator[list[tuple[Action, Kept, str]]]:
-    batch: list[tuple[Action, Kept, str]] = []
+def _batches(each_of: Sequence[T], weight_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Cut by number and by bytes."""
+    batch: list[T] = []
     weight = 0
-    for each in kept:
-        size = sum(map(len, each[1].parts))
+    for each in each_of:
+        size = weight_of(each)
         if batch and (len(batch) == _PER_BATCH or weight + size > _BATCH_BYTES):
             yield batch
             batch, weight = [], 0

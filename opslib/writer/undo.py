@@ -178,9 +178,11 @@ def carry_out(primitive: Primitive, mover: Mover, actions: Sequence[Action]) -> 
     batches = {batch.number: batch for batch in journal.batches}
     remembered = _remembered(primitive.broker, journal)
     outcomes: list[Outcome] = []
-    for is_move, some in groupby(actions, key=lambda action: _is_move(batches, action)):
-        if is_move:
+    for op, some in groupby(actions, key=lambda action: _op(batches, action)):
+        if op == "move":
             outcomes += _moves_back(primitive, mover, list(some), batches, remembered)
+        elif op == "keys":
+            outcomes += _keys_back(primitive, list(some), batches)
         else:
             outcomes += [
                 _kept_back(action, why)
@@ -207,9 +209,10 @@ def _kept_back(action: Action, why: str) -> Outcome:
     return Outcome(action=action, status=Status.SKIPPED, reason=reason)
 
 
-def _is_move(batches: Mapping[str, Batch], action: Action) -> bool:
+def _op(batches: Mapping[str, Batch], action: Action) -> str:
+    """Return what kind of change an action puts back; empty for a whole list."""
     copy = action.copies[0]
-    return copy.place == "journal" and batches[copy.key].receipt.get("op") == "move"
+    return str(batches[copy.key].receipt.get("op")) if copy.place == "journal" else ""
 
 
 def _remembered(broker: Broker, journal: Journal) -> dict[str, str]:
@@ -327,6 +330,20 @@ def _arrived(broker: Broker, items: Sequence[Mapping[str, Any]]) -> dict[str, by
     return found
 
 
+def _keys_back(primitive: Primitive, actions: Sequence[Action], batches: Mapping[str, Batch]) -> list[Outcome]:
+    """Write removed keys again, and give lives back."""
+    items = []
+    for action in actions:
+        number, n = action.copies[0].key, int(action.copies[0].delivery_tag)
+        items.append((batches[number].items[n], batches[number].place(n), (number, n)))
+    return [
+        Outcome(action=action, status=Status.APPLIED, reason="As it was.")
+        if letter == MOVED
+        else Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT.get(letter, _NOT_THERE))
+        for action, letter in zip(actions, stored.put_back(primitive, items), strict=True)
+    ]
+
+
 def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) -> Outcome:
     """Put one thing back that is no single message."""
     copy = action.copies[0]
@@ -350,8 +367,6 @@ def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) ->
     item, op, at = batch.items[n], batch.receipt["op"], (copy.key, int(copy.delivery_tag))
     if op == "rename":
         letter = lists.unpurge(primitive, batch, n)
-    elif op == "keys":
-        letter = stored.put_back(primitive, [(item, batch.place(n), at)])[0]
     elif op == "index":
         letter = repair.put_back(primitive, item, batch.place(n), at)
     else:

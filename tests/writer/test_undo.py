@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 import pytest
 
 from opslib import records
 from opslib.errors import NotFound
 from opslib.plan import Action, Copy, Kind
-from opslib.writer import apply, lists, sites, undo
+from opslib.writer import apply, lists, points, sites, stored, undo
 from tests.support.plans import mover, planned, purge_of, told, undone, values
 from tests.support.seed import KEYS, seed_unacked, seed_waiting
+from tests.support.waiting import until
 
 QUEUE = "celery"
 
@@ -290,3 +292,64 @@ def test_keys_of_a_result_backend_of_its_own_are_changed_there(server, archive):
 
     assert values(results) == before
     results.flushdb()
+
+
+def test_many_keys_come_back_in_few_batches(broker, redis):
+    """The vault is read once, and a batch is bounded by number and bytes."""
+    for n in range(120):
+        redis.set(f"key{n}", b"x" * (n + 1), ex=1000)
+    redis.set("big", b"y" * (2 * 1024 * 1024))
+    before = values(redis)
+    keys = [*(f"key{n}" for n in range(120)), "big"]
+    actions = [
+        Action(kind=Kind.DELETE, subject=key, source=key, destination="vault", copies=(Copy(place="key", key=key),))
+        for key in keys
+    ]
+
+    assert told(apply(planned(broker, *actions), broker, dry_run=False)) == ["applied"] * 121
+    assert not values(redis)
+    assert told(undone(broker, run_id())) == ["applied"] * 121
+
+    assert values(redis) == before
+    assert redis.xlen(KEYS.audit) < 12
+
+
+def test_a_key_that_would_have_expired_meanwhile_stays_gone(broker, redis):
+    """Its value is in the vault all the same."""
+    redis.set("key", "x", px=300)
+    expires = time.monotonic() + 0.3
+    action = Action(
+        kind=Kind.DELETE, subject="key", source="key", destination="vault", copies=(Copy(place="key", key="key"),)
+    )
+    apply(planned(broker, action), broker, dry_run=False)
+    until(lambda: time.monotonic() > expires + 0.05, 5, "its life is over")
+
+    (outcome,) = undone(broker, run_id())
+
+    assert outcome.status == "skipped"
+    assert "would have expired" in outcome.reason
+    assert not redis.exists("key")
+
+
+def test_what_was_done_before_a_failure_is_told_as_done(broker, redis, monkeypatch):
+    """An error in a later batch does not turn the earlier ones into failures."""
+    monkeypatch.setattr(stored, "_PER_BATCH", 2)
+    for n in range(5):
+        redis.set(f"key{n}", "x")
+    actions = [
+        Action(
+            kind=Kind.DELETE,
+            subject=f"key{n}",
+            source="",
+            destination="vault",
+            copies=(Copy(place="key", key=f"key{n}"),),
+        )
+        for n in range(5)
+    ]
+    monkeypatch.setattr(points, "watchers", [lambda name: redis.delete(KEYS.lock) if name == "after-result" else None])
+
+    outcomes = apply(planned(broker, *actions), broker, dry_run=False)
+
+    assert told(outcomes) == ["applied", "applied", "failed", "failed", "failed"]
+    assert "lock was lost" in outcomes[2].reason
+    assert sorted(values(redis)) == [b"key2", b"key3", b"key4"]
