@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,6 +27,8 @@ READ_TIMEOUT_S = 5.0
 #: A batch of changes that was sent is waited for; cutting it off would only make its outcome unknown.
 WRITE_TIMEOUT_S = 15.0
 OLDEST = (6, 2)
+#: So far apart, two clocks are worth a word; so far, one of them is wrong, and nothing is changed.
+CLOCK_ODD_S, CLOCK_WRONG_S = 5.0, 300.0
 CLIENT_NAME = "opslib"
 #: Longer than any that `ops config stamp` writes; what is longer is none.
 _STAMP_BYTES = 4096
@@ -44,6 +47,8 @@ class Broker:
         results: Client of the result backend; None if it is not Redis.
 
         environment: What the broker's stamp says of itself (`ops config stamp`); empty if it has none that can be read.
+
+        clock_offset_s: How far the server's clock is ahead of this machine's; negative if it is behind.
     """
 
     target: Target
@@ -52,6 +57,7 @@ class Broker:
     results: Redis | None
     information: Mapping[str, Any] = field(repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    clock_offset_s: float = 0.0
 
     @cached_property
     def writes(self) -> Redis:
@@ -63,6 +69,11 @@ class Broker:
         """
         run_id = records.context().run_id
         return _client(self.target.broker_url, self.target, retries=0, timeout_s=WRITE_TIMEOUT_S, name=run_id)
+
+    @cached_property
+    def control(self) -> Redis:
+        """The client for questions and orders to nodes: what is sent twice is answered twice, and counted twice."""
+        return _client(self.target.broker_url, self.target, retries=0, timeout_s=READ_TIMEOUT_S)
 
     @property
     def fingerprint(self) -> str:
@@ -80,6 +91,15 @@ class Broker:
         )
 
     @property
+    def clock_problem(self) -> str:
+        """How far this machine's clock is from the server's; empty if they agree to within seconds."""
+        offset_s = self.clock_offset_s
+        if abs(offset_s) <= CLOCK_ODD_S:
+            return ""
+        where = "ahead of" if offset_s > 0 else "behind"
+        return f"The clock of {self.target.shown_broker} is {abs(offset_s):,.0f} s {where} this machine's."
+
+    @property
     def role(self) -> str:
         """What the server calls itself: master or slave."""
         return str(self.information.get("role", ""))
@@ -93,8 +113,8 @@ class Broker:
         info = self.information
         product = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
         version = info.get("valkey_version") or info.get("redis_version", "?")
-        problem = [self.environment_problem] if self.environment_problem else []
-        warnings = "".join(f"\n! {warning}" for warning in [*self.target.warnings, *problem])
+        problems = filter(None, (self.environment_problem, self.clock_problem))
+        warnings = "".join(f"\n! {warning}" for warning in [*self.target.warnings, *problems])
         when = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         name = redact.plain(" ".join(self.environment.get("env", "")[:100].split()))
         stamp = f" · stamped {name}" if name else ""
@@ -124,7 +144,7 @@ def connect(target: str | Target = "") -> Broker:
     reads = _client(chosen.broker_url, chosen, retries=1, timeout_s=READ_TIMEOUT_S)
     database = int(reads.connection_pool.connection_kwargs.get("db") or 0)
     keys = Keyspace(database=database, prefix=chosen.global_keyprefix, result_prefix=chosen.result_keyprefix)
-    info, stamp = _hello(chosen, keys)
+    info, stamp, offset_s = _hello(chosen, keys)
     return Broker(
         target=chosen,
         reads=reads,
@@ -132,11 +152,12 @@ def connect(target: str | Target = "") -> Broker:
         results=_results(chosen, reads),
         information=info,
         environment=stamp,
+        clock_offset_s=offset_s,
     )
 
 
-def _hello(target: Target, keys: Keyspace) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """Ask the server who it is and where it belongs, once and without retry, so that a dead one is told at once."""
+def _hello(target: Target, keys: Keyspace) -> tuple[Mapping[str, Any], Mapping[str, str], float]:
+    """Ask the server who it is, where it belongs and what time it is, once and without retry, so that a dead one is told at once."""
     with (
         refusals.explained(target.shown_broker),
         _client(target.broker_url, target, retries=0, timeout_s=CONNECT_TIMEOUT_S) as client,
@@ -152,13 +173,26 @@ def _hello(target: Target, keys: Keyspace) -> tuple[Mapping[str, Any], Mapping[s
             ) from error
         _check(info, target)
         stamp = _stamp(client, keys)
+        offset_s = _clock_offset(client)
     if target.environment and stamp and target.environment not in {stamp["env"], stamp.get("id")}:
         raise Refused(
             f"{target.shown_broker} is stamped {redact.plain(stamp['env'][:100])!r}; "
             f"target {target.name} expects {target.environment!r}.",
             hint=f"Is that the right URL? `ops config show --target {target.name}` says where it comes from.",
         )
-    return info, stamp
+    return info, stamp, offset_s
+
+
+def _clock_offset(client: Redis) -> float:
+    """Return how far the server's clock is ahead; 0 for a user who may not ask, and who may change nothing either."""
+    from redis.exceptions import ResponseError
+
+    began = time.time()
+    try:
+        seconds, micros = client.time()
+    except ResponseError:
+        return 0.0
+    return seconds + micros / 1e6 - (began + time.time()) / 2
 
 
 def _stamp(client: Redis, keys: Keyspace) -> Mapping[str, str]:

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from opslib.broker import Broker
+    from opslib.keys import Keyspace
 
 #: One wait at the server; well within the client's own timeout for an answer, however long all of them may take.
 _PATIENCE_S = 1.0
@@ -85,14 +88,15 @@ def ask(broker: Broker, calls: Sequence[Call], *, timeout_s: float) -> Answers:
         redis.exceptions.RedisError: If the server refuses; who may not publish cannot ask.
     """
     oid = str(uuid.uuid4())
-    keys, client = broker.keys, broker.reads
+    keys, client = broker.keys, broker.control
     tickets = {str(uuid.uuid4()): call for call in calls}
     replies: dict[str, dict[str, bytes]] = {call.method: {} for call in calls}
     reply_list = keys.reply_list(oid)
     deadline = time.monotonic() + timeout_s
     late = False
+    # Outside of what is cleaned up after: a server that takes no writes now would be waited for once more.
+    client.sadd(keys.reply_bindings, keys.reply_member(oid))
     try:
-        client.sadd(keys.reply_bindings, keys.reply_member(oid))
         with client.pipeline(transaction=False) as pipe:
             for ticket, call in tickets.items():
                 pipe.publish(keys.control_channel, _message(call, oid, ticket, timeout_s))
@@ -111,7 +115,7 @@ def ask(broker: Broker, calls: Sequence[Call], *, timeout_s: float) -> Answers:
             if popped:
                 came += _note(popped[1], tickets, replies)
     finally:
-        _clean_up(broker, oid)
+        _clean_up(client, keys, oid)
     return Answers(receivers=max(heard, default=0), replies=replies, late=late)
 
 
@@ -162,10 +166,10 @@ def _message(call: Call, oid: str, ticket: str, timeout_s: float) -> str:
     return json.dumps(envelope)
 
 
-def _clean_up(broker: Broker, oid: str) -> None:
+def _clean_up(client: Redis, keys: Keyspace, oid: str) -> None:
     """Take the reply list and its route away; a late answer is then unroutable and dropped."""
     from redis.exceptions import RedisError
 
     with contextlib.suppress(RedisError):
-        broker.reads.srem(broker.keys.reply_bindings, broker.keys.reply_member(oid))
-        broker.reads.delete(broker.keys.reply_list(oid))
+        client.srem(keys.reply_bindings, keys.reply_member(oid))
+        client.delete(keys.reply_list(oid))

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import cast
 
 import msgspec
 
-from opslib import __version__
+from opslib import __version__, redact
 from opslib.errors import PlanTooLarge, Refused
 
 SCHEMA_VERSION = 1
@@ -20,6 +21,7 @@ SCHEMA_VERSION = 1
 LIFE_S = 15 * 60.0
 #: A file that weighs more is no plan that a person has read.
 MOST_BYTES = 64 * 1024 * 1024
+_QUOTED = 200
 
 
 class Kind(StrEnum):
@@ -193,7 +195,7 @@ class Plan:
 
     def content(self) -> Mapping[str, object]:
         """Return the plan as JSON types, without the digest."""
-        return {**asdict(self), "actions": [asdict(action) for action in self.actions]}
+        return cast("Mapping[str, object]", json.loads(json.dumps(asdict(self))))
 
     def summary(self) -> str:
         """Return the counts in words: "restore 4, stop 2"; "nothing" for an empty plan."""
@@ -257,7 +259,7 @@ def make(
         raise PlanTooLarge(
             f"The plan has {len(numbered)} actions; max_actions allows {max_actions}. Nothing was changed."
         )
-    return Plan(
+    made = Plan(
         target=target,
         fingerprint=fingerprint,
         actions=numbered,
@@ -266,6 +268,7 @@ def make(
         max_actions=max_actions,
         tool_version=__version__,
     )
+    return msgspec.convert(made.content(), Plan)  # as its file will be read: a whole number of seconds is a float
 
 
 def write(plan: Plan) -> bytes:
@@ -287,10 +290,11 @@ def read(content: bytes) -> Plan:
     try:
         document = json.loads(content)
         if isinstance(document, dict) and document.get("schema_version") != SCHEMA_VERSION:
-            raise Refused(f"The plan has schema {document.get('schema_version')!r}, not {SCHEMA_VERSION}.", hint=hint)
+            found = redact.plain(repr(document.get("schema_version")))[:_QUOTED]
+            raise Refused(f"The plan has schema {found}, not {SCHEMA_VERSION}.", hint=hint)
         plan = msgspec.convert(document, Plan)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise Refused(f"The file holds no plan: {error}.", hint=hint) from None
+        raise Refused(f"The file holds no plan: {redact.plain(error)[:_QUOTED]}.", hint=hint) from None
     if write(plan) != content:
         raise Refused("The plan was edited after it was made: its digest does not fit.", hint=hint)
     return plan

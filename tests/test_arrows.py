@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from opslib.writer import scripts
+
 PACKAGE = Path(__file__).parents[1] / "opslib"
 
 #: The rooms of the house, in the order of the flow; a room may use those before it.
@@ -187,12 +189,108 @@ def test_only_writer_and_demo_change_redis() -> None:
     assert {name.split("/")[0] for name in changing} == {"writer", "demo"}
 
 
+#: Modules of the writer that send a script, and which; `primitive.py` sends every one that has a journal.
+SENDERS = {
+    "writer/lock.py": {"take_lock", "keep_lock", "unlock"},
+    "writer/stamp.py": {"stamp"},
+    "writer/full.py": {"rename_full"},
+    "writer/stored.py": {"read_key"},
+}
+PRIMITIVE = "writer/primitive.py"
+#: What a part of a script begins with, and no script of its own.
+PARTS = {"primitive", "value"}
+LUA = PACKAGE / "writer" / "scripts"
+#: Commands of the scripts that change nothing, besides those by which they compare.
+LOOKS = {"HEXISTS", "ZSCORE", "LLEN", "LPOS", "LINDEX", "PTTL"}
+#: Rights that are asked for by a name out of a table.
+ADDS = {"SET", "SADD", "RPUSH"}
+
+
+def writes_of(path: Path) -> dict[str, list[ast.Call]]:
+    """Return a module's calls of methods that write, by method; what another module of the writer offers is none."""
+    siblings = {each.stem for each in (PACKAGE / "writer").glob("*.py")}
+    found: dict[str, list[ast.Call]] = {}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in WRITES:
+            continue
+        of_file = any(keyword.arg == "missing_ok" for keyword in node.keywords)
+        if not of_file and ast.unparse(node.func.value) not in siblings:
+            found.setdefault(node.func.attr, []).append(node)
+    return found
+
+
 def test_change_is_made_by_scripts() -> None:
     """The writer's only way to write is a script that checks before it does; its own journal is given an end."""
-    used = set().union(*({name for name, _ in calls(path)} for path in (PACKAGE / "writer").rglob("*.py")))
+    found = {name_of(path): writes_of(path) for path in (PACKAGE / "writer").rglob("*.py")}
+    writing = {name: set(used) for name, used in found.items() if used}
 
-    assert used & WRITES == {"eval", "expire"}
-    assert "writes.expire(self._broker.keys.journal(" in (PACKAGE / "writer" / "moves.py").read_text("utf-8")
+    assert writing == {**{name: {"eval"} for name in SENDERS}, PRIMITIVE: {"eval", "expire"}}
+    (expire,) = found[PRIMITIVE]["expire"]
+    assert ast.unparse(expire) == "self.broker.writes.expire(self.broker.keys.journal(self.run_id), JOURNAL_LIFE_S)"
+
+
+def test_a_script_is_one_of_ours_and_sent_from_its_one_place() -> None:
+    """No text is put together: what a server is sent is a file of this package, and what varies is no part of it."""
+    sent: dict[str, set[str]] = {}
+    for path in modules():
+        tree = ast.parse(path.read_text("utf-8"))
+        texts = {
+            ast.unparse(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["text"]
+        }
+        for call in writes_of(path).get("eval", []):
+            first = ast.unparse(call.args[0])
+            (source,) = texts if first == "text" else {first}
+            said = re.fullmatch(r"scripts\.text\((?:'(\w+)'|script)\)", source)
+            assert said, f"{name_of(path)}:{call.lineno} sends {source}"
+            sent.setdefault(name_of(path), set()).add(said[1] or "")
+    assert sent.pop(PRIMITIVE) == {""}
+    assert sent == SENDERS
+
+    journalled = {path.stem for path in LUA.glob("*.lua")} - PARTS - set().union(*SENDERS.values())
+    called = {
+        ast.unparse(node.args[0])
+        for path in (PACKAGE / "writer").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"primitive.call", "self.primitive.call"}
+    }
+    assert called == {repr(name) for name in journalled}
+
+
+def test_what_is_journalled_checks_all_before_it_writes_anything() -> None:
+    """Lock, journal, types and rights come first; from `begin` on, nothing is refused, and `done` says what was."""
+    shared = (LUA / "primitive.lua").read_text("utf-8")
+    named = {path.stem: path.read_text("utf-8") for path in LUA.glob("*.lua")}
+    journalled = {
+        name: scripts.text(name) for name in named if scripts.text(name).startswith(shared) and name not in PARTS
+    }
+
+    assert set(journalled) == set(named) - PARTS - set().union(*SENDERS.values())
+    for name, whole in journalled.items():
+        body = whole.removeprefix(shared)
+        checks, begun = re.split(r"^begin\(\)$", body, flags=re.MULTILINE)
+        lines = [line for line in begun.splitlines() if line and not line.startswith("--")]
+        assert "if problem then return problem end\n" in checks, name
+        assert lines[-1].startswith("return done("), name
+        assert not re.search(r"\b(need|may)\(", begun), name
+        asked = checks[: checks.index("if problem then return problem end")]
+        reading = {"TYPE", "GET", "STRLEN", "GETRANGE", "HKEYS", "HGET", "SMEMBERS", "ZRANGE", "LRANGE"}
+        assert set(re.findall(r"redis\.call\('(\w+)'", asked)) <= reading, name
+        rights = re.findall(r"\bmay\((.*?), \w+", shared + checks)
+        asked_for = set(re.findall(r"[A-Z]{3,}", " ".join(rights))) | ADDS
+        done = set(re.findall(r"redis\.call\('(\w+)'", whole)) - reading - LOOKS
+        assert done <= asked_for, name
+
+
+def test_what_only_reads_says_nothing_that_writes() -> None:
+    """A script that has no journal, and is no lock's, must not need one."""
+    used = set(re.findall(r"redis\.call\(([^,)]+)", scripts.text("read_key")))
+
+    assert used == {
+        *("'TYPE'", "'GET'", "'STRLEN'", "'GETRANGE'", "'HKEYS'", "'HGET'", "'SMEMBERS'", "'ZRANGE'", "'LRANGE'"),
+        *("'PTTL'", "sizes[kind]"),
+    }
 
 
 def test_no_command_that_stalls_or_destroys() -> None:
@@ -202,12 +300,13 @@ def test_no_command_that_stalls_or_destroys() -> None:
         for path in modules()
         for name in {name for name, _ in calls(path)} & (FORBIDDEN - {"keys"}) | on_clients(path) & {"keys"}
     }
-    scripts = {path.name: path.read_text("utf-8").upper() for path in (PACKAGE / "writer" / "scripts").glob("*.lua")}
+    texts = {path.name: path.read_text("utf-8").upper() for path in LUA.glob("*.lua")}
+    words = {*FORBIDDEN, "debug", "eval", "evalsha", "fcall", "script", "config", "acl", "sort", "move"}
 
     assert called == set()
-    assert len(scripts) >= 3
-    assert not [(name, word) for name, text in scripts.items() for word in FORBIDDEN if f"'{word.upper()}'" in text]
-    assert not [(name, word) for name, text in scripts.items() for word in FORBIDDEN if f'"{word.upper()}"' in text]
+    assert len(texts) >= 3
+    assert not [(name, word) for name, text in texts.items() for word in words if f"'{word.upper()}'" in text]
+    assert not [(name, word) for name, text in texts.items() for word in words if f'"{word.upper()}"' in text]
 
 
 @pytest.mark.parametrize(

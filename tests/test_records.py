@@ -96,8 +96,10 @@ def test_each_verdict_has_its_exit_code(verdict, needs_person, code):
         (None, 1, ["applied"], False, "healthy", 0),
         (None, 1, ["skipped"], False, "healthy", 0),
         (None, 2, ["applied", "failed"], False, "healthy", 1),
-        (None, 1, ["unverified"], False, "healthy", 1),
-        (None, 2, ["applied", "unverified"], False, "healthy", 1),
+        (None, 1, ["unverified"], False, "unknown", 4),
+        (None, 2, ["applied", "unverified"], False, "unknown", 4),
+        (None, 2, ["failed", "unverified"], False, "unknown", 4),
+        ("critical", 2, ["applied", "unverified"], False, "critical", 1),
         ("attention", 0, [], True, "attention", 1),
         ("critical", 1, ["applied"], False, "critical", 1),
         ("unknown", 1, [], True, "unknown", 4),
@@ -105,7 +107,7 @@ def test_each_verdict_has_its_exit_code(verdict, needs_person, code):
     ],
 )
 def test_a_run_ends_with_what_remains(severity, actions, statuses, dry_run, verdict, code):
-    """A plan that waits, or an action that failed or is not proven, needs a person, however healthy the view is."""
+    """A plan that waits or an action that failed needs a person; what is not proven leaves the verdict unknown."""
     remaining = [finding(severity=Severity(severity))] if severity else []
     outcomes = tuple(outcome(action(n), Status(status)) for n, status in enumerate(statuses))
 

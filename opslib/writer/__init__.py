@@ -99,12 +99,21 @@ def _confirmed(plan: Plan) -> tuple[list[Action], list[Outcome]]:
     path = records.context().confirmed
     if not path:
         return list(plan), []
-    agreed = {(action.kind, action.subject) for action in plans.read(Path(path).read_bytes())}
+    try:
+        confirmed = plans.read(Path(path).read_bytes())
+    except OSError as error:
+        raise Refused(f"The plan that was confirmed cannot be read: {error.strerror}. Nothing was changed.") from None
+    agreed = {_intent(action) for action in confirmed}
     reason = "It was not in the plan that was confirmed; look at it and run again."
-    late = [action for action in plan if (action.kind, action.subject) not in agreed]
+    late = [action for action in plan if _intent(action) not in agreed]
     return [action for action in plan if action not in late], [
         Outcome(action=a, status=Status.SKIPPED, reason=reason) for a in late
     ]
+
+
+def _intent(action: Action) -> tuple[object, ...]:
+    """Return what a person agreed to; how a message lies is looked at again."""
+    return action.kind, action.subject, action.destination, action.node, action.terminate
 
 
 def _identify(plan: Plan, broker: Broker) -> None:
@@ -168,9 +177,9 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
         ({Kind.QUARANTINE, Kind.MOVE, Kind.REORDER}, handler.single),
         ({Kind.REPAIR}, lambda some: repair.repair(primitive, some)),
         ({Kind.PURGE}, lambda some: [lists.purge(primitive, action) for action in some]),
-        ({Kind.DELETE}, lambda some: stored.delete(primitive, some, folder / vault.FILE)),
+        ({Kind.DELETE}, lambda some: stored.delete(primitive, some, vault.free(folder))),
         ({Kind.EXPIRE}, lambda some: stored.expire(primitive, some)),
-        ({Kind.DROP}, lambda some: drop.drop(primitive, some, folder / vault.FILE)),
+        ({Kind.DROP}, lambda some: drop.drop(primitive, some, vault.free(folder))),
         ({Kind.RESUME}, lambda some: [consumers.order(primitive, action) for action in some]),
         ({Kind.UNDO}, lambda some: undo.carry_out(primitive, mover, some)),
     )

@@ -213,7 +213,7 @@ class _Chain:
             return None
         seq = entry["seq"] if isinstance(entry.get("seq"), int) else None
         fits = entry.get("prev_sha256")
-        if fits not in {self._previous, self._broken_digest} and seq is not None and seq <= self._seq:
+        if fits != self._previous and seq is not None and seq <= self._seq:
             self._say("misplaced", self.number, "stands where it does not belong: repeated, or out of its order")
             return entry
         if self._broken and fits == self._broken_digest:
@@ -330,13 +330,13 @@ def _compared(run_id: str, runs: list[Run], journal: Mapping[str, str], epoch: i
         elif letters == "intent":
             says = f"Batch {number} of {run_id} was begun and not ended; compare journal and quarantine."
             yield Problem(kind="unended", says=says, **about)
-        elif batch.said and (batch.said not in _DONE or batch.letters != letters):
+        elif batch.said and batch.letters != letters:
             says = (
                 f"Batch {number} of {run_id} is {batch.said} {batch.letters} in the file, and {letters} in the journal."
             )
             yield Problem(kind="differs", says=says, **about)
     for number, batch in filed.items():
-        if batch.said in _DONE and number not in journal and not number.startswith(f"{epoch}."):
+        if batch.said in _DONE and number not in journal:
             says = f"Batch {number} of {run_id} was done, and the journal has nothing of it: rolled back by a failover."
             yield Problem(kind="rolled-back", says=says, run_id=run_id, batch=number, line=batch.line)
 

@@ -18,8 +18,8 @@ from opslib.writer.primitive import Answer, Primitive
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
-#: In a list of up to so many messages, one is found quickly enough by its bytes (5,000: half a millisecond).
-SEARCHABLE = 5_000
+#: In a list of up to so many messages, one is found quickly enough by its bytes, and put back to its place.
+SEARCHABLE = 2_000
 #: A purge goes on if the queue has grown by so much since it was planned, and is refused beyond.
 _GROWTH, _MARGIN = 1.2, 10
 _WINDOW = 200
@@ -50,6 +50,11 @@ def purge(primitive: Primitive, action: Action) -> Outcome:
     if not moved:
         return Outcome(action=action, status=Status.SKIPPED, reason="The queue is empty by now.")
     return Outcome(action=action, status=Status.APPLIED, reason=f"{moved:,} messages are kept in quarantine.")
+
+
+def is_deep(served_before: int, length: int) -> bool:
+    """Whether a message is too far from the end that is served to be searched for by its bytes, in one script."""
+    return length > SEARCHABLE and served_before > SEARCHABLE // 2
 
 
 def most(planned: int) -> int:
@@ -85,7 +90,11 @@ def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[
     while window := _served_end(primitive, work):  # to its end, for the rest must not stay aside either
         here = [left[sha].pop() if left.get(sha := digest(raw)) else None for raw in window]
         runs = [(quarantine if out else key, len(list(some))) for out, some in itertools.groupby(map(bool, here))]
-        items = [{**account, "sha": digest(raw)} for account, raw in zip(here, window, strict=True) if account]
+        items = [
+            {**account, "sha": digest(raw), "to": quarantine}
+            for account, raw in zip(here, window, strict=True)
+            if account
+        ]
         way = [(work, "RIGHT", to, "LEFT", count) for to, count in runs]
         deal(primitive, way, role="sieve", list=key, items=items, **{"pass": begun})
         taken += items

@@ -15,6 +15,8 @@ from opslib.writer.primitive import Primitive
 
 BATCH_BYTES = 256 * 1024
 BATCH_MOVES = 50
+#: Messages of a list that step aside for others: so many take the server two or three milliseconds.
+BATCH_STEPS = 1_000
 
 MOVED, GONE, CHANGED, TAKEN = "A", "G", "C", "X"
 #: Moved as well, but to the end that is served next: the list has moved on, and its old place with it.
@@ -140,20 +142,26 @@ class Mover:
         return answer.letters
 
     def _batches(self, moves: Sequence[Move]) -> Iterator[list[Move]]:
-        """Cut by bytes, and by how many the broker bears."""
+        """Cut by bytes, by how many messages have to step aside, and by how many the broker bears."""
         batch: list[Move] = []
-        weight = 0
+        weight = aside = 0
         for move in moves:
-            size = len(move.seen) + len(move.written)
+            size, steps = len(move.seen) + len(move.written), _steps(move.destination.served)
             watch = self.primitive.watch
             most = min(BATCH_MOVES, watch.batch) if watch else BATCH_MOVES
-            if batch and (weight + size > BATCH_BYTES or len(batch) >= most):
+            if batch and (weight + size > BATCH_BYTES or aside + steps > BATCH_STEPS or len(batch) >= most):
                 yield batch
-                batch, weight = [], 0
+                batch, weight, aside = [], 0, 0
             batch.append(move)
-            weight += size
+            weight, aside = weight + size, aside + steps
         if batch:
             yield batch
+
+
+def _steps(served: str) -> int:
+    """Return how many messages step aside for one that goes to this place."""
+    before, _, length = served.partition("/")
+    return min(int(before), abs(int(length) - int(before))) if before.isdigit() and length else 0
 
 
 def receipt(move: Move) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import json
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from opslib.collectors import queues
 from opslib.collectors.find import Whereabouts
@@ -25,6 +26,10 @@ _WHY_NOT = {
 }
 
 
+#: A move, and whether its message lies too deep in a list to be searched for by its bytes.
+_Found = tuple[Move, bool]
+
+
 class Handler:
     """Carries out what a plan says about single messages."""
 
@@ -36,30 +41,22 @@ class Handler:
 
     def everything(self, seen: Whereabouts, actions: Mapping[str, Action]) -> dict[str, int]:
         """Take every message of what was found out of circulation; answer how many by task id."""
-        moves: list[Move] = []
+        moves: list[_Found] = []
         for m in seen.unacked:
             move = self._from_unacked(actions[m.task_id], m.queue, m.delivery_tag, m.delivered_at)
-            moves += [move] if move else []
-        taken: Counter[str] = Counter()
-        long: defaultdict[str, defaultdict[str, list[dict[str, object]]]] = defaultdict(lambda: defaultdict(list))
+            moves += [(move, False)] if move else []
         if seen.waiting:
             listings, _ = queues.lists(self._broker, {m.queue for m in seen.waiting})
             lengths = {each.key: each.length for each in listings}
             for row, raw in queues.matches(self._broker, listings, ids=seen.ids):
-                action = actions[row.task_id]
-                if lengths[row.key] > lists.SEARCHABLE:
-                    long[row.key][digest(raw)].append({"a": action.id, "s": row.task_id, "t": row.task})
-                else:
-                    moves.append(self._from_list(action, row.queue, row.key, raw))
-        letters = self._mover.move(moves)
-        taken.update(m.subject for m, letter in zip(moves, letters, strict=True) if letter == MOVED)
-        for key, wanted in long.items():
-            taken.update(str(item["s"]) for item in lists.sieve(self._primitive, key, wanted))
-        return dict(taken)
+                move = self._from_list(actions[row.task_id], row.queue, row.key, raw)
+                moves.append((move, lists.is_deep(row.position, lengths[row.key])))
+        letters = self._move(moves)
+        return dict(Counter(m.subject for (m, _), letter in zip(moves, letters, strict=True) if letter == MOVED))
 
     def single(self, actions: Sequence[Action]) -> list[Outcome]:
         """Restore, quarantine, move or reorder messages, each by its exact bytes."""
-        moves: dict[int, list[Move]] = {}
+        moves: dict[int, list[_Found]] = {}
         outcomes: list[Outcome] = []
         bytes_of = self._waiting([copy for action in actions for copy in action.copies if copy.place == "waiting"])
         for action in actions:
@@ -71,12 +68,31 @@ class Handler:
                 reason = f"It cannot be written again: {error}."
                 outcomes.append(Outcome(action=action, status=Status.FAILED, reason=reason))
         every = [move for some in moves.values() for move in some]
-        letters = iter(self._mover.move(every))
+        letters = iter(self._move(every))
         return outcomes + [
-            self._outcome(action, moves[action.id], [next(letters) for _ in moves[action.id]])
+            self._outcome(action, [move for move, _ in moves[action.id]], [next(letters) for _ in moves[action.id]])
             for action in actions
             if action.id in moves
         ]
+
+    def _move(self, found: Sequence[_Found]) -> list[str]:
+        """Move messages, those too deep in a long list by a pass over the whole of it; return a letter for each."""
+        letters: dict[int, str] = {}
+        near = {n: move for n, (move, deep) in enumerate(found) if not deep}
+        far: defaultdict[str, defaultdict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+        for n, (move, deep) in enumerate(found):
+            if deep:
+                account = {"a": move.action, "s": move.subject, "t": move.task, "n": n}
+                far[move.source.key][digest(move.seen)].append(account)
+                letters[n] = GONE
+        for key, wanted in far.items():
+            for item in lists.sieve(self._primitive, key, wanted):
+                n, move = int(item["n"]), found[int(item["n"])][0]
+                letters[n] = MOVED
+                if not self._broker.keys.quarantined(move.destination.key):
+                    near[n] = replace(move, source=Place(key=str(item["to"])))
+        letters.update(zip(near, self._mover.move(list(near.values())), strict=True))
+        return [letters[n] for n in range(len(found))]
 
     def _outcome(self, action: Action, moves: Sequence[Move], letters: Sequence[str]) -> Outcome:
         moved = [letter for letter in letters if letter in {MOVED, MOVED_NEXT}]
@@ -94,15 +110,16 @@ class Handler:
         }.get(action.kind, f"Kept in {moves[0].destination.key}.")
         return Outcome(action=action, status=Status.APPLIED, reason=f"{done}{missing}")
 
-    def _planned(self, action: Action, copy: Copy, bytes_of: Mapping[tuple[str, str], bytes]) -> Move:
+    def _planned(self, action: Action, copy: Copy, bytes_of: Mapping[tuple[str, str], tuple[bytes, bool]]) -> _Found:
         """
-        Return the move of one planned message.
+        Return the move of one planned message, and whether it is deep in a long list.
 
         Raises:
             LookupError: With a letter, if it is gone or changed.
 
             ValueError: If it cannot be written as it has to be.
         """
+        deep = False
         if copy.place == "unacked":
             move = self._from_unacked(action, copy.queue, copy.delivery_tag, copy.score)
             if move is None:
@@ -110,12 +127,12 @@ class Handler:
             if digest(move.seen) != copy.sha256:
                 raise LookupError(CHANGED)
         else:
-            raw = bytes_of.get((copy.key, copy.sha256))
-            if raw is None:
+            raw, deep = bytes_of.get((copy.key, copy.sha256), (b"", False))
+            if not raw and copy.sha256 != digest(b""):
                 raise LookupError(GONE)
             move = self._from_list(action, copy.queue, copy.key, raw)
         if action.kind is Kind.QUARANTINE:
-            return move
+            return move, deep
         if action.kind is Kind.REORDER:
             place = Place(
                 key=copy.key, served=action.destination if action.destination in _ENDS else f"{action.destination}/"
@@ -127,29 +144,21 @@ class Handler:
         else:
             place = Place(key=self._broker.keys.queue(action.destination, copy.priority))
             written = rerouted(move.seen, action.destination)
-        return Move(
-            action=action.id,
-            subject=action.subject,
-            task=action.task,
-            source=move.source,
-            destination=place,
-            seen=move.seen,
-            written=written,
-        )
+        return replace(move, destination=place, written=written, note_field="", note=""), deep
 
-    def _waiting(self, copies: Sequence[Copy]) -> dict[tuple[str, str], bytes]:
-        """Read the bytes of planned messages that wait, each list once."""
+    def _waiting(self, copies: Sequence[Copy]) -> dict[tuple[str, str], tuple[bytes, bool]]:
+        """Read the bytes of planned messages that wait, each list once, and whether they are deep in it."""
         wanted: defaultdict[str, set[str]] = defaultdict(set)
         for copy in copies:
             wanted[copy.key].add(copy.sha256)
-        found: dict[tuple[str, str], bytes] = {}
+        found: dict[tuple[str, str], tuple[bytes, bool]] = {}
         listings, _ = queues.lists(self._broker, {copy.queue for copy in copies})
         for each in listings:
             if not wanted.get(each.key):
                 continue
-            for _, raw in queues.stream(self._broker, each):
+            for position, raw in queues.stream(self._broker, each):
                 if digest(raw) in wanted[each.key]:
-                    found[each.key, digest(raw)] = raw
+                    found[each.key, digest(raw)] = raw, lists.is_deep(position, each.length)
                     if sum(1 for key, _ in found if key == each.key) == len(wanted[each.key]):
                         break
         return found

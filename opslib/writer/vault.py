@@ -6,6 +6,7 @@ import errno
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import secrets
@@ -104,6 +105,12 @@ class _About(msgspec.Struct, frozen=True):
     type: str
     expires_at_ms: int | None
     note: dict[str, Any]
+
+
+def free(folder: Path) -> Path:
+    """Return the name of the next vault of a run's folder: none is ever written again."""
+    further = (folder / FILE.replace(".", f"-{part}.", 1) for part in itertools.count(2))
+    return next(path for path in itertools.chain([folder / FILE], further) if not path.exists())
 
 
 def write(path: Path, header: Header, entries: Iterable[Kept]) -> Receipt:

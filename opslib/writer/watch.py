@@ -25,7 +25,7 @@ _LOOK_EVERY_S = 2.0
 _RENEW_EVERY_S = LIFE_MS / 1000 / 4
 #: A script that takes longer than this makes the next one half as large; one that takes less than that, twice.
 _SLOW_S, _QUICK_S = 0.005, 0.002
-#: At this latency over a second, the next batch waits.
+#: At this latency over a second, the next batch waits. This and the next are beyond what the way to the broker takes.
 _PAUSE_S = 0.020
 #: At this latency, three times running, the run ends: the broker is in trouble, with or without us.
 _ABORT_S, _ABORT_TIMES = 0.250, 3
@@ -61,7 +61,10 @@ class Watch:
         self._stop = threading.Event()
         self._ending = ""
         self._waiting_for = self._unanswered = ""
-        self._identity: tuple[object, object] | None = None
+        self._identity = _identity(broker.information)
+        #: What the way to the broker takes, whatever the broker does: the quickest PING.
+        self._way_s = float("inf")
+        self._asked_at: float | None = None
         self._ceiling = _MOST
         self._thread = threading.Thread(target=self._run, name="opslib-watch", daemon=True)
         self.batch = _FIRST
@@ -87,17 +90,18 @@ class Watch:
         while True:
             if self._ending:
                 raise Halted(self._ending)
-            waiting_for = self._unanswered or self._waiting_for or self._slow()
+            waiting_for = self._unanswered or self._silent() or self._waiting_for or self._slow()
             if not waiting_for:
                 return
             if time.monotonic() - since > _LONGEST_PAUSE_S:
-                raise Halted(f"The run waited {_LONGEST_PAUSE_S:.0f} s for the broker: {waiting_for}.")
+                self._ending = f"The run waited {_LONGEST_PAUSE_S:.0f} s for the broker: {waiting_for}."
+                continue
             time.sleep(_PING_EVERY_S)
             self.paused_s += _PING_EVERY_S
 
     def after_batch(self, took_s: float) -> None:
-        """Learn from how long a script took, network included."""
-        if took_s > _SLOW_S:
+        """Learn from how long a script took: a batch grows where the broker is near, and shrinks where it is slow."""
+        if took_s - self._way() > _SLOW_S:
             self.batch = max(1, self.batch // 2)
         elif took_s < _QUICK_S:
             self.batch = self.batch * 2
@@ -106,14 +110,25 @@ class Watch:
     def _slow(self) -> str:
         """Return what is slow; only a full second of it counts, for a busy machine delays a thread now and then."""
         pings = sorted(self._pings)
-        slow = len(pings) == self._pings.maxlen and pings[len(pings) // 2] > _PAUSE_S
+        slow = len(pings) == self._pings.maxlen and pings[len(pings) // 2] - self._way() > _PAUSE_S
         return f"it answers a PING in {pings[len(pings) // 2] * 1000:.0f} ms" if slow else ""
+
+    def _silent(self) -> str:
+        """Return for how long a PING has had no answer, once that is too long."""
+        asked_at = self._asked_at
+        waited_s = 0.0 if asked_at is None else time.monotonic() - asked_at - self._way()
+        return f"a PING has had no answer for {waited_s:.1f} s" if waited_s > _ABORT_S else ""
+
+    def _way(self) -> float:
+        return 0.0 if self._way_s == float("inf") else self._way_s
 
     def _run(self) -> None:
         looked = renewed = time.monotonic()
         while not self._stop.wait(_PING_EVERY_S):
             try:
                 self._ping()
+                if self._unanswered:  # whoever answers now need not be who answered before
+                    self._look(cast("Mapping[str, Any]", self._client.info()))
                 if time.monotonic() - renewed > _RENEW_EVERY_S:
                     renewed = time.monotonic()
                     self._renew()
@@ -126,11 +141,14 @@ class Watch:
                 self._unanswered = ""
 
     def _ping(self) -> None:
-        began = time.monotonic()
+        began = self._asked_at = time.monotonic()
         self._client.ping()
-        self._pings.append(time.monotonic() - began)
+        self._asked_at = None
+        took_s = time.monotonic() - began
+        self._way_s = min(self._way_s, took_s)
+        self._pings.append(took_s)
         last = list(self._pings)[-_ABORT_TIMES:]
-        if len(last) == _ABORT_TIMES and min(last) > _ABORT_S:
+        if len(last) == _ABORT_TIMES and min(last) - self._way() > _ABORT_S:
             self._ending = f"The broker answers a PING in {last[-1] * 1000:.0f} ms; it was left alone."
 
     def _renew(self) -> None:
@@ -138,9 +156,7 @@ class Watch:
             self._ending = "The lock was lost: another run may be changing the broker by now."
 
     def _look(self, info: Mapping[str, Any]) -> None:
-        identity = (info.get("run_id"), info.get("role"))
-        self._identity = self._identity or identity
-        if identity != self._identity or info.get("role") != "master":
+        if _identity(info) != self._identity or info.get("role") != "master":
             self._ending = "The server was restarted or failed over while it was being changed."
         limit, clients = info.get("maxclients", 0), info.get("connected_clients", 0)
         if limit and clients > _CROWDED * limit:
@@ -149,6 +165,10 @@ class Watch:
         self._ceiling = _FIRST if saving else _MOST
         gap = _replica_gap(info)
         self._waiting_for = f"a replica is {gap:,} bytes behind" if gap > _REPLICA_GAP_BYTES else ""
+
+
+def _identity(info: Mapping[str, Any]) -> tuple[object, object]:
+    return info.get("run_id"), info.get("master_replid")
 
 
 def _replica_gap(info: Mapping[str, Any]) -> int:

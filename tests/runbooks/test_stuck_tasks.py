@@ -175,7 +175,7 @@ class TestLooking:
         """No argument of a task is in the report, the record or the notebook: they may be anybody's data."""
         texts = [path.read_text() for path in looked.result.folder.iterdir()]
 
-        assert len(texts) == 4
+        assert len(texts) == 5
         assert not [hidden for text in texts for hidden in ("acme", "2026-01", "SKU-4412") if hidden in text]
 
     def test_bare_papermill_runs_the_same_notebook(self, shop: Shop, looked: Looked, tmp_path: Path) -> None:

@@ -121,5 +121,6 @@ def values(redis: Redis) -> dict[bytes, object]:
             b"zset": lambda key=key: redis.zrange(key, 0, -1, withscores=True),
         }
         life = redis.pttl(key)
-        found[key] = (read[kind](), life if life < 0 else round((redis.time()[0] * 1000 + life) / 5000))
+        seconds, micros = redis.time()
+        found[key] = (read[kind](), life if life < 0 else round((seconds * 1000 + micros // 1000 + life) / 5000))
     return found

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from redis.exceptions import ConnectionError as Lost
 
+from opslib import records
 from opslib.demo import server as embedded
 from opslib.errors import BrokerRefused, BrokerUnreachable, Refused
-from opslib.plan import Status
-from opslib.writer import apply, lock
-from opslib.writer.moves import MOVED, Move, Place
+from opslib.plan import Action, Copy, Kind, Status
+from opslib.writer import apply, journal, lock
+from opslib.writer.moves import MOVED, MOVED_NEXT, Move, Place
 from tests.support import proxy, servers
-from tests.support.plans import RUN, audit, foreign, mover, proposed, told
-from tests.support.seed import KEYS, bind, quarantined, seed_unacked, unacked, waiting_ids
+from tests.support.plans import RUN, audit, foreign, mover, planned, proposed, told, undone, values
+from tests.support.seed import KEYS, bind, quarantined, seed_unacked, seed_waiting, unacked, waiting_ids
 from tests.support.waiting import until
 
 ODD = b"SKU-4711;stock=12"
@@ -77,18 +80,31 @@ def test_a_restore_whose_answer_is_lost_is_told_as_done(redis, remote, road, arc
     assert [line["said"] for line in audit(archive) if line["event"] == "result"] == ["REPLAY"]
 
 
-def test_a_batch_that_never_answers_is_not_called_done(redis, remote, road, archive):
-    """Nor is it sent a third time; the intent is on record, and the one copy that moved is where it should be."""
+def test_a_batch_that_never_answers_is_looked_up_in_the_journal(redis, remote, road, archive):
+    """It is not sent a third time; what the journal says it did is told."""
     orphan = seed_unacked(redis)
     plan = proposed(remote)
     road.lose(MOVES, times=2)
 
     outcomes = apply(plan, remote, dry_run=False)
 
-    assert (told(outcomes), road.lost) == (["failed"], 2)
+    assert (told(outcomes), road.lost) == (["applied"], 2)
+    assert "before the next ones failed" in outcomes[0].reason
     assert waiting_ids(redis) == [orphan.task_id]
     assert unacked(redis) == {}
     assert "intent" in [line["event"] for line in audit(archive)]
+
+
+def test_where_the_journal_cannot_be_read_either_a_batch_is_not_called_done(redis, remote, road, monkeypatch):
+    """Nobody knows what became of it; whoever resumes will."""
+    seed_unacked(redis)
+    plan = proposed(remote)
+    road.lose(MOVES, times=2)
+    monkeypatch.setattr(journal, "read", lambda *_: (_ for _ in ()).throw(Lost("gone")))
+
+    outcomes = apply(plan, remote, dry_run=False)
+
+    assert told(outcomes) == ["failed"]
 
 
 def test_a_lock_whose_answer_is_lost_stops_the_run(redis, remote, road):
@@ -216,7 +232,7 @@ def test_a_missing_right_is_found_before_the_first_write(broker, redis, server, 
     redis.lpush("mail", ODD)
     bind(redis, "mail", "mail")
     plan = proposed(broker)
-    servers.user(redis, f"{servers.READ_WRITE} -{missing}")
+    servers.user(redis, f"{RECIPE} -{missing}")
 
     applied, why = _carried_out(plan, servers.elsewhere(broker, servers.as_user(server)))
 
@@ -240,13 +256,61 @@ def _carried_out(plan, broker):
     return {str(o.action.kind) for o in outcomes if o.status is Status.APPLIED}, " ".join(failed)
 
 
+@pytest.mark.parametrize("missing", ["rpush", "lpush", "lset", "lrem", "hset", "zadd", "zrem", "hdel"])
+@pytest.mark.parametrize("where", ["0/6", "1/6", "5/6", "6/6", "6/9", "3/", "next", "last", "same", "unacked"])
+def test_a_missing_right_is_found_wherever_a_message_goes(broker, redis, server, where, missing):
+    """Which end of a list has to step aside is known late; still nothing is begun that could not be ended."""
+    redis.rpush("celery", *"abcde", b"x")
+    redis.rpush("mail", *"fedcba")
+    seeded = seed_unacked(redis)
+    there = {
+        "same": Place(key="celery", served="5/6"),
+        "unacked": Place(key=KEYS.unacked, index=KEYS.unacked_index, tag="tag", score=5.0),
+    }.get(where, Place(key="mail", served=where))
+    moves = [
+        Move(subject="x", source=Place(key="celery"), seen=b"x", destination=there),
+        Move(
+            subject="y",
+            source=Place(key=KEYS.unacked, index=KEYS.unacked_index, tag=seeded.tag, score=seeded.score),
+            seen=seeded.raw,
+            destination=Place(key="mail", served=where if "/" in where else "next"),
+        ),
+    ]
+    before = foreign(redis)
+    servers.user(redis, f"{RECIPE} -{missing}")
+
+    with mover(servers.elsewhere(broker, servers.as_user(server))) as hand:
+        try:
+            done = hand.move(moves)
+        except Refused as refusal:
+            done, why = [], refusal.message
+        else:
+            why = ""
+
+    said = redis.hget(KEYS.journal(RUN), "1.1")
+    if why:
+        assert "NOPERM" in why
+        assert (said, foreign(redis)) == (None, before)
+    else:
+        assert set(done) <= {MOVED, MOVED_NEXT}
+        assert said.decode() == "".join(done)
+
+
+#: What docs/safety.md gives a user who may apply.
+RECIPE = re.search(
+    r"^ACL SETUSER ops_change on >PASSWORD (.*)$",
+    (Path(__file__).parents[2] / "docs" / "safety.md").read_text("utf-8"),
+    flags=re.MULTILINE,
+)[1]
+
+
 def test_the_rights_of_the_recipe_are_enough(broker, redis, server):
-    """As docs/safety.md gives them."""
+    """As docs/safety.md gives them: for what a run changes, and for the way back."""
     bind(redis, "celery", "celery")
     orphan = seed_unacked(redis)
     redis.lpush("celery", ODD)
-    plan = proposed(broker)
-    servers.user(redis, servers.READ_WRITE)
+    before, plan = values(redis), proposed(broker)
+    servers.user(redis, RECIPE)
     limited = servers.elsewhere(broker, servers.as_user(server))
 
     outcomes = apply(plan, limited, dry_run=False)
@@ -255,6 +319,51 @@ def test_the_rights_of_the_recipe_are_enough(broker, redis, server):
     assert waiting_ids(redis) == [orphan.task_id]
     assert quarantined(redis) == {"celery": [ODD]}
     assert not redis.exists(KEYS.lock)
+    assert told(undone(limited, records.context().run_id)) == ["applied", "applied"]
+    assert values(redis) == before
+
+
+def test_the_rights_of_the_recipe_are_enough_for_every_kind_of_change(broker, redis, server):
+    """Keys of every type, whole queues, places in a queue, hash and index; there and back."""
+    seeded = [seed_waiting(redis) for _ in range(4)]
+    lost, other = seed_unacked(redis), seed_waiting(redis, queue="mail")
+    redis.zrem(KEYS.unacked_index, lost.tag)
+    redis.set("text", "x")
+    redis.set("short", "x", px=500_000)
+    redis.hset("hash", "a", "b")
+    redis.rpush("list", "a", "b")
+    redis.sadd("set", "a", "b")
+    redis.zadd("zset", {"a": 1})
+    redis.set("for ever", "x")
+    before = {key: value for key, (value, _) in values(redis).items()}
+
+    def of(kind, subject, copy, to="", **fields):
+        return Action(kind=kind, subject=subject, source=copy.key, destination=to, copies=(copy,), **fields)
+
+    def waits(n):
+        return Copy(place="waiting", key="celery", queue="celery", sha256=seeded[n].sha256)
+
+    plan = planned(
+        broker,
+        of(Kind.QUARANTINE, seeded[0].task_id, waits(0), "quarantine"),
+        of(Kind.MOVE, seeded[1].task_id, waits(1), "slow"),
+        of(Kind.REORDER, seeded[2].task_id, waits(2), "1"),
+        of(Kind.PURGE, "mail", Copy(place="list", key=other.key, queue="mail"), "quarantine"),
+        of(Kind.REPAIR, "x", Copy(place="unacked", key=KEYS.unacked, delivery_tag=lost.tag)),
+        of(Kind.EXPIRE, "for ever", Copy(place="key", key="for ever", life_s=-1.0), ttl_s=60.0),
+        *(of(Kind.DELETE, key, Copy(place="key", key=key)) for key in ("text", "short", "hash", "list", "set", "zset")),
+    )
+    servers.user(redis, RECIPE)
+    limited = servers.elsewhere(broker, servers.as_user(server))
+
+    outcomes = apply(plan, limited, dry_run=False)
+
+    assert told(outcomes) == ["applied"] * 12, outcomes
+    back = undone(limited, records.context().run_id)
+    assert told(back) == ["applied"] * 12, back
+    assert {key: value for key, (value, _) in values(redis).items()} == before
+    assert 490_000 < redis.pttl("short") <= 500_000
+    assert redis.pttl("for ever") == redis.pttl("text") == -1
 
 
 def test_a_user_who_may_only_read_changes_nothing(broker, redis, server):

@@ -44,8 +44,10 @@ def test_a_loop_is_stopped_before_an_orphan_is_restored(broker, redis, archive):
     assert [str(outcome.action.kind) for outcome in outcomes] == ["stop", "restore"]
     assert told(outcomes) == ["applied", "applied"]
     assert waiting_ids(redis) == [orphan.task_id]
-    intents = [line["moves"] for line in audit(archive) if line["event"] == "intent"]
-    assert [subject for moves in intents for subject, *_ in moves] == ["x", orphan.task_id]
+    intents = [line for line in audit(archive) if line["event"] == "intent"]
+    assert [line["script"] for line in intents] == ["move", "note", "move"]
+    assert intents[1]["revoke"] == ["x"]
+    assert [subject for line in intents for subject, *_ in line.get("moves", [])] == ["x", orphan.task_id]
 
 
 def test_a_copy_that_comes_meanwhile_is_taken_too(broker, redis):

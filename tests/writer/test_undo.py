@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
@@ -11,6 +12,7 @@ from opslib import records
 from opslib.errors import NotFound
 from opslib.plan import Action, Copy, Kind
 from opslib.writer import apply, lists, points, sites, stored, undo
+from tests.support import servers
 from tests.support.plans import mover, planned, purge_of, told, undone, values
 from tests.support.seed import KEYS, seed_unacked, seed_waiting
 from tests.support.waiting import until
@@ -268,12 +270,9 @@ def test_a_run_that_this_broker_does_not_know_cannot_be_undone(broker):
         undo.plan(broker, "20261121T021500Z-stuck-tasks-7f3a9c")
 
 
-def test_keys_of_a_result_backend_of_its_own_are_changed_there(server, archive):
+@pytest.mark.usefixtures("archive")
+def test_keys_of_a_result_backend_of_its_own_are_changed_there(server):
     """With that database's own lock and journal; undo finds them by the run's id alone."""
-    from urllib.parse import urlsplit, urlunsplit
-
-    from tests.support import servers
-
     url = urlunsplit(urlsplit(server.url)._replace(path="/5"))
     with server.client() as client:
         client.flushall()

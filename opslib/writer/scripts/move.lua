@@ -8,6 +8,8 @@
 -- Letters: A moved, N moved, but next to be served, for the list has moved on; G gone; C changed since it was seen;
 --   X something is in its place. Seen: for each item 'P/L' of the list that it left, or the score that it had.
 local NOTES, FIELDS = KEYS[FIRST_KEY], 13
+-- So far from either end a message is searched for, and so many others step aside for one: each less than 5 ms.
+local REACH, ASIDE = 5000, 1000
 
 local items = {}
 for at = FIRST, #ARGV, FIELDS do
@@ -36,7 +38,8 @@ for _, item in ipairs(items) do
     may('HSET', item.to, item.to_tag, item.written)
     may('ZADD', item.to_index, '0', item.to_tag)
   else
-    may(item.place == 'last' and 'LPUSH' or 'RPUSH', item.to, item.written)
+    if item.place ~= 'next' then may('LPUSH', item.to, item.written) end
+    if item.place ~= 'last' then may('RPUSH', item.to, item.written) end
     if item.place ~= 'last' and item.place ~= 'next' or item.source == item.to then may('LSET', item.to, '0', 'x') end
   end
 end
@@ -62,6 +65,14 @@ local function insert(list, value, served)
   end
 end
 
+-- Find a value near either end of a list; answer its place from the left, and the end that it is near.
+local function find(list, value)
+  local at = redis.call('LPOS', list, value, 'RANK', '-1', 'MAXLEN', REACH)
+  if at then return at, '-1' end
+  if redis.call('LLEN', list) <= REACH then return nil end
+  return redis.call('LPOS', list, value, 'MAXLEN', REACH), '1'
+end
+
 -- Add a message to a list; answer whether it is where it was wanted.
 local function add(item, from)
   local served, expected = string.match(item.place, '^(%d+)/(%d*)$')
@@ -71,7 +82,12 @@ local function add(item, from)
     redis.call('RPUSH', item.to, item.written)
     return not served
   else
-    served = math.min(tonumber(served), redis.call('LLEN', item.to) - (from and 1 or 0))
+    local length = redis.call('LLEN', item.to)
+    served = math.min(tonumber(served), length - (from and 1 or 0))
+    if served > ASIDE and length - served > ASIDE then -- too many would have to step aside
+      redis.call('RPUSH', item.to, item.written)
+      return false
+    end
     -- It leaves the same list: from in front of its new place, it still counts until it has left.
     if from and from <= served then served = served + 1 end
     insert(item.to, item.written, served)
@@ -80,7 +96,7 @@ local function add(item, from)
 end
 
 -- Take a message out of the list that it was added to as well: the copy that lay there before.
-local function leave_same(item, length, from)
+local function leave_same(item, length, from, near)
   local mark = 'opslib:leaving:' .. ARGV[1] .. ':' .. BATCH
   local grown = redis.call('LLEN', item.source)
   local at -- its place from the left now, whichever side the new one was put in
@@ -88,13 +104,13 @@ local function leave_same(item, length, from)
     if redis.call('LINDEX', item.source, candidate) == item.seen then at = candidate end
   end
   redis.call('LSET', item.source, at, mark)
-  redis.call('LREM', item.source, '-1', mark)
+  redis.call('LREM', item.source, near, mark)
 end
 
 begin()
 local letters, seen = {}, {}
 for n, item in ipairs(items) do
-  local letter, from, length = 'A', nil, nil
+  local letter, from, length, near = 'A', nil, nil, nil
   seen[n] = ''
   if item.index then
     local value, score = redis.call('HGET', item.source, item.tag), redis.call('ZSCORE', item.index, item.tag)
@@ -105,7 +121,8 @@ for n, item in ipairs(items) do
     end
     seen[n] = score or ''
   else
-    local at = redis.call('LPOS', item.source, item.seen, 'RANK', '-1')
+    local at
+    at, near = find(item.source, item.seen)
     if at then
       length = redis.call('LLEN', item.source)
       from = length - 1 - at
@@ -127,9 +144,9 @@ for n, item in ipairs(items) do
       redis.call('HDEL', item.source, item.tag)
       redis.call('ZREM', item.index, item.tag)
     elseif item.source == item.to then
-      leave_same(item, length, from)
+      leave_same(item, length, from, near)
     else
-      redis.call('LREM', item.source, '-1', item.seen)
+      redis.call('LREM', item.source, near, item.seen)
     end
   end
   letters[n] = letter
