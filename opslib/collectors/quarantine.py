@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +31,17 @@ def lists(broker: Broker, run_id: str = "") -> list[Quarantined]:
             weight = broker.reads.memory_usage(cast("bytes", name), samples=_SAMPLES) or 0
             found.append(Quarantined(run_id=parts[0], queue=parts[1], key=key, count=count, size_bytes=weight))
     return sorted(found, key=lambda row: (row.run_id, row.queue, row.key))
+
+
+def set_aside(broker: Broker) -> dict[str, int]:
+    """Return how many messages each interrupted run has set aside of lists that it was sorting."""
+    root = broker.keys.own_runs
+    found: Counter[str] = Counter()
+    for name in broker.reads.scan_iter(match=f"{_literal(root)}*:w:*", count=STEP):
+        run_id, part, _ = cast("bytes", name).decode("utf-8", "surrogateescape")[len(root) :].split(":", 2)
+        if part == "w":
+            found[run_id] += broker.reads.llen(cast("bytes", name))
+    return dict(found)
 
 
 def messages(broker: Broker, listing: Quarantined, *, limit: int) -> Iterator[QuarantinedMessage]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from opslib import folders, records, redact, refusals, settings
 from opslib import plan as plans
+from opslib.broker import CLOCK_WRONG_S
 from opslib.errors import Refused
 from opslib.plan import Action, Kind, Outcome, Plan, Status
 from opslib.writer import (
@@ -77,15 +80,17 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True) -> tuple[Outcome,
         audit.note("interrupted", plan=plan.digest)
         raise
     audit.note("end", plan=plan.digest, outcomes=dict(Counter(str(o.status) for o in outcomes)))
-    return tuple(sorted([*outcomes, *unconfirmed], key=lambda outcome: outcome.action.id))
+    every = sorted([*outcomes, *unconfirmed], key=lambda outcome: outcome.action.id)
+    records.carried_out(plan, every)
+    return tuple(every)
 
 
 def _save(plan: Plan) -> Path:
     """Write the plan into the run's folder, whole or not at all; return the folder."""
     ctx = records.context()
-    folder = Path(ctx.record).parent if ctx.record else folders.create(settings.reports_root(), ctx.run_id)
     points.passed("before-plan-file")
     try:
+        folder = Path(ctx.record).parent if ctx.record else folders.create(settings.reports_root(), ctx.run_id)
         records.write_atomically(folder / folders.PLAN, plans.write(plan))
     except OSError as error:
         hint = "Set OPS_REPORTS to a folder that can be written."
@@ -133,6 +138,10 @@ def _identify(plan: Plan, broker: Broker) -> None:
         )
     if broker.environment_problem:
         raise Refused(f"{broker.environment_problem} Nothing was changed.", hint="`ops config stamp` writes one, once.")
+    if abs(broker.clock_offset_s) > CLOCK_WRONG_S:
+        raise Refused(
+            f"{broker.clock_problem} Nothing was changed.", hint="Set the clock that is wrong, then run this again."
+        )
     if plans.stale(plan, broker.server_time()):
         raise Refused(
             f"The plan is of {plan.made_at} and was good until {plan.expires_at}.", hint="Run the runbook again."
@@ -152,6 +161,7 @@ def _under_lock_or_full(actions: Sequence[Action], plan: Plan, broker: Broker, f
 def _under_lock(actions: Sequence[Action], plan: Plan, broker: Broker, folder: Path) -> list[Outcome]:
     run_id = plan.continues or records.context().run_id
     told = {"plan": plan.digest, "target": plan.target, "runbook": records.context().runbook}
+    told |= {"server": str(broker.information.get("run_id", "")), "host": socket.gethostname()}
     with (
         lock.held(broker, run_id=records.context().run_id, plan_digest=plan.digest) as held,
         watching(broker, held) as watch,
@@ -186,6 +196,9 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
     outcomes: list[Outcome] = []
     for kinds, do in groups:
         group = [action for action in actions if action.kind in kinds]
+        if primitive.over:
+            outcomes += [Outcome(action=a, status=Status.FAILED, reason=primitive.over) for a in group]
+            continue
         try:
             outcomes += do(group) if group else []
         except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
@@ -201,6 +214,8 @@ def _broken_off(primitive: Primitive, group: Sequence[Action], why: str) -> list
     except Exception as error:  # noqa: BLE001 - as above
         refusals.of(error, primitive.broker.target.shown_broker)
         journal = Journal(run_id=primitive.run_id)
+    if primitive.run_id == records.context().run_id:  # an earlier plan of this run had the same numbers
+        journal = replace(journal, batches=tuple(b for b in journal.batches if b.order[0] == primitive.epoch))
     return [
         Outcome(action=action, status=Status.APPLIED, reason="It was done before the next ones failed.")
         if resume.done(action, journal)

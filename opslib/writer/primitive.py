@@ -19,11 +19,11 @@ from opslib.errors import Refused
 from opslib.interrupts import deferred
 from opslib.writer import audit, points, scripts
 from opslib.writer.lock import LIFE_MS
+from opslib.writer.watch import Halted, Watch
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
     from opslib.writer.lock import Lock
-    from opslib.writer.watch import Watch
 
 _AUDIT_ENTRIES = 100_000
 JOURNAL_LIFE_S = 14 * 86_400
@@ -76,8 +76,14 @@ class Primitive:
         run_id: Names the journal; a batch that was done under it is not done again. A batch's number starts with the
             lock's, so that a resumed or an undone run is not taken for the first one asked again.
 
-        told: What the journal says about the run, once: plan, target, runbook.
+        told: What the journal says about the run, once: plan, target, runbook; and `server`, the run_id of the one
+            server that takes its batches.
+
+    Attributes:
+        over: Why nothing more is sent; empty while the run may go on.
     """
+
+    over: str = ""
 
     def __init__(
         self, broker: Broker, lock: Lock, *, run_id: str, told: Mapping[str, object], watch: Watch | None = None
@@ -87,6 +93,7 @@ class Primitive:
         self._plan = told.get("plan", "")
         self._line = json.dumps({"run": run_id, **told}, sort_keys=True)
         self._numbers = itertools.count(1)
+        self._answered = True
 
     @property
     def epoch(self) -> int:
@@ -116,7 +123,7 @@ class Primitive:
             about: What the audit says of it.
 
         Raises:
-            Halted: If the broker should be left alone.
+            Halted: If the broker should be left alone, is another server by now, or did not answer an earlier batch.
 
             Fenced: If the lock was lost; nothing of the batch was written.
 
@@ -124,8 +131,14 @@ class Primitive:
 
             redis.exceptions.RedisError: If the server does not say what became of it, asked twice.
         """
+        if self.over:
+            raise Halted(self.over)
         if self.watch:
-            self.watch.before_batch()
+            try:
+                self.watch.before_batch()
+            except Halted as halted:
+                self.over = halted.message
+                raise
         number = f"{self._lock.epoch}.{next(self._numbers)}"
         kept = zlib.compress(json.dumps(receipt, separators=(",", ":")).encode(), 1)
         with deferred():  # Ctrl-C waits for the batch and its line in the audit
@@ -133,14 +146,18 @@ class Primitive:
             audit.write("intent", batch=number, plan=self._plan, script=script, **about)
             points.passed("after-intent")
             values = [self._lock.token, number, LIFE_MS, self._line, _AUDIT_ENTRIES, kept, *values]
-            said, letters, seen = self._eval(script, keys, values)
+            said, letters, seen = self._eval(number, script, keys, values)
             points.passed("after-script")
             audit.note("result", batch=number, said=said, letters=letters)
             points.passed("after-result")
         if said in {"APPLIED", "REPLAY"}:
             return Answer(number=number, letters=letters, seen=tuple(seen.split(",")) if seen else ())
         if said == "FENCED":
-            raise Fenced("The lock was lost while this run was paused; nothing more was changed.")
+            self.over = "The lock was lost while this run was paused; nothing more was changed."
+            raise Fenced(self.over)
+        if said == "ELSEWHERE":
+            self.over = "The server was restarted or failed over while it was being changed; nothing more was changed."
+            raise Halted(self.over)
         if said == "PARTIAL":
             raise Refused(f"Batch {number} was begun and not ended; a person has to compare journal and quarantine.")
         raise Refused(f"The server refused the batch: {said} {letters}; nothing of it was changed.")
@@ -149,10 +166,12 @@ class Primitive:
         """Let the journal expire some day; what is quarantined never does."""
         from redis.exceptions import RedisError
 
+        if not self._answered:
+            return
         with suppress(RedisError):
             self.broker.writes.expire(self.broker.keys.journal(self.run_id), JOURNAL_LIFE_S)
 
-    def _eval(self, script: str, keys: Keys, values: Sequence[bytes | str | float]) -> tuple[str, str, str]:
+    def _eval(self, number: str, script: str, keys: Keys, values: Sequence[bytes | str | float]) -> tuple[str, str, str]:
         """Send a batch; one without an answer is asked for again under its number, which the journal makes safe."""
         from redis.exceptions import ConnectionError as Lost
         from redis.exceptions import TimeoutError as Late
@@ -165,7 +184,9 @@ class Primitive:
             answer = self.broker.writes.eval(text, len(names), *names, *arguments)
         except (Lost, Late):
             time.sleep(_ASK_AGAIN_S)
+            self.over, self._answered = f"Batch {number} had no answer, asked twice; nothing more was sent.", False
             answer = self.broker.writes.eval(text, len(names), *names, *arguments)
+            self.over, self._answered = "", True
         if self.watch:
             self.watch.after_batch(time.monotonic() - began)
         parts = [part.decode("utf-8", "backslashreplace") for part in cast("list[bytes]", answer)]

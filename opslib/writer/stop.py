@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from opslib import pidbox
 from opslib.collectors.find import Whereabouts, find
+from opslib.collectors.quarantine import set_aside
 from opslib.plan import Action, Outcome, Status
 from opslib.writer import lists
 
@@ -83,6 +84,12 @@ def stop(
             break
         _round(broker, todo, open_ids, quarantine)
         time.sleep(_PAUSE_S)
+    for run_id, count in set_aside(broker).items():
+        for progress in todo.values():
+            why = (
+                f"run {run_id} was interrupted and has {count:,} messages set aside; resume or undo it, then stop again"
+            )
+            progress.unheard = progress.unheard or why
     return [_outcome(progress) for progress in todo.values()]
 
 

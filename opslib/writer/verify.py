@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _ANSWER_S = 2.0
 #: What these do is looked for message by message; the others prove it by themselves, or change no message.
 _LOOKED_FOR = {Kind.RESTORE, Kind.QUARANTINE, Kind.MOVE, Kind.STOP, Kind.PURGE}
+#: A stop may have found no message, and then the journal has none.
+_JOURNALLED = _LOOKED_FOR - {Kind.STOP}
 
 
 def checked(primitive: Primitive, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -31,7 +33,8 @@ def checked(primitive: Primitive, outcomes: Sequence[Outcome]) -> list[Outcome]:
     A quarantine has to hold what was put there, for nobody else touches it. A message that went back to a queue may
     have been taken by a worker: that is believed if a node consumes the queue, and not otherwise.
     """
-    applied = {o.action.id for o in outcomes if o.status is Status.APPLIED and o.action.kind in _LOOKED_FOR}
+    kinds = {o.action.id: o.action.kind for o in outcomes if o.status is Status.APPLIED}
+    applied = {number for number, kind in kinds.items() if kind in _LOOKED_FOR}
     if not applied:
         return list(outcomes)
     from redis.exceptions import RedisError
@@ -39,6 +42,9 @@ def checked(primitive: Primitive, outcomes: Sequence[Outcome]) -> list[Outcome]:
     try:
         journal = journals.read(primitive.broker, primitive.run_id)
         missing = _missing(primitive.broker, journal, primitive.epoch, applied)
+        told = {item.get("a") for batch in journal.batches for item in batch.items}
+        rolled_back = {number for number in applied - told if kinds[number] in _JOURNALLED}
+        missing |= dict.fromkeys(rolled_back, "the journal has nothing of it: a failover or a restart rolled it back")
     except RedisError as error:
         missing = dict.fromkeys(applied, f"it could not be looked for ({type(error).__name__})")
     return [
@@ -63,6 +69,7 @@ def _missing(broker: Broker, journal: Journal, epoch: int, actions: set[int]) ->
             if batch.receipt["op"] == "rename":
                 lost |= _renamed(broker, item, batch, n)
             elif key := _where(batch, item):
+                _moved_on(expected, batch, item)
                 expected[key].append((item["sha"], item["a"]))
     for key, wanted in expected.items():
         absent = _absent(broker, key, wanted)
@@ -71,6 +78,14 @@ def _missing(broker: Broker, journal: Journal, epoch: int, actions: set[int]) ->
         elif absent and not _consumed(broker, key):
             lost |= dict.fromkeys(absent, f"it is not in {key}, which no node consumes")
     return lost
+
+
+def _moved_on(expected: Mapping[str, list[tuple[str, int]]], batch: Batch, item: Mapping[str, Any]) -> None:
+    """Expect a message no longer where the same action had put it a step before."""
+    before = expected.get(item["from"][0], []) if batch.receipt["op"] == "move" else []
+    earlier = next((each for each in before if each[1] == item["a"]), None)
+    if earlier:
+        before.remove(earlier)
 
 
 def _where(batch: Batch, item: Mapping[str, Any]) -> str:

@@ -142,8 +142,10 @@ class Watch:
 
     def _ping(self) -> None:
         began = self._asked_at = time.monotonic()
-        self._client.ping()
-        self._asked_at = None
+        try:
+            self._client.ping()
+        finally:
+            self._asked_at = None
         took_s = time.monotonic() - began
         self._way_s = min(self._way_s, took_s)
         self._pings.append(took_s)

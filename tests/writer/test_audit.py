@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import resource
 import stat
+import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -133,6 +135,28 @@ def test_lines_of_any_length_are_chained(archive, length):
     assert [line["seq"] for line in audit(archive)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"a", b"\n", b"a\n", b"\n\na", b"ab\ncde\n\nfghijklmnop\nq\n", b"abcdefgh\nabc\nabcd"]
+)
+def test_lines_are_read_from_the_end(tmp_path, monkeypatch, content):
+    """The same lines, wherever blocks end."""
+    (tmp_path / "file").write_bytes(content)
+    for size in (1, 2, 3, 4, 5, 100):
+        monkeypatch.setattr(auditing, "_BLOCK", size)
+        with (tmp_path / "file").open("rb") as file:
+            assert list(auditing._backwards(file.fileno())) == content.split(b"\n")[::-1]
+
+
+def test_a_line_is_flushed_to_the_disk(archive, monkeypatch):
+    """When it returns, a loss of power does not take it any more."""
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (fsync(handle), flushed.append(os.fstat(handle).st_size)))
+
+    auditing.write("begin")
+
+    assert flushed == [(archive / auditing.FILE).stat().st_size]
+
+
 @pytest.mark.parametrize("cut", [1, 2, 30, 150_000])
 def test_a_torn_line_stops_nobody(archive, cut):
     """Power was lost while it was written; the next line begins on a line of its own, and vouches for the torn one."""
@@ -177,8 +201,9 @@ def test_what_does_not_fit_on_a_full_disk_is_taken_away_again(archive):
 
 
 @pytest.mark.parametrize("secret", ["0000", "intent", "event", "prev_sha256", "dead", "1"])
-def test_a_password_breaks_no_chain(archive, secret):
+def test_a_password_breaks_no_chain(archive, monkeypatch, secret):
     """However much it looks like a part of a digest, or a field."""
+    monkeypatch.setattr(redact, "_known", set())
     redact.remember(f"redis://:{secret}@h/0")
 
     for number in range(40):
@@ -251,7 +276,7 @@ class TestTheFile:
             (lambda x: [*x[:4], b"\xff\n", *x[5:]], [("altered", 5)]),
             (lambda x: [*x[:4], b"[]\n", *x[5:]], [("altered", 5)]),
             (lambda x: [*x[:4], b"[" * 100_000 + b"\n", *x[5:]], [("altered", 5)]),
-            (lambda x: [*x[:4], b"\n", *x[4:]], [("altered", 5)]),
+            (lambda x: [*x[:4], b"\n", *x[4:]], [("not-json", 5)]),
             (lambda x: x[1:], [("missing", 1)]),
             (lambda x: x[3:], [("missing", 1)]),
             (lambda x: x[:3] + x[5:], [("missing", 4)]),
@@ -271,7 +296,7 @@ class TestTheFile:
         story()
         rewrite(archive, tamper)
 
-        chain = [each for each in found(archive) if each[0] not in {"cut-off", "unpaired"}]
+        chain = [each for each in found(archive) if each[0] not in {"cut-off", "no-answer", "unpaired"}]
 
         assert chain == expected
 
@@ -312,6 +337,15 @@ class TestTheFile:
         assert (problem.kind, problem.line) == ("altered", 1)
         assert "or lines after it are missing" in problem.says
 
+        path.write_bytes(b"\n".join([*lines[2:], b""]))
+        assert found(archive) == [("missing", 1)]
+
+        path.write_bytes(b"\n".join([*lines, b""]))
+        auditing.write("refused")
+        rewrite(archive, lambda lines: lines[:3] + lines[4:])
+        (_, problem) = audited.verify(path).problems
+        assert problem.says == "1 line before line 4 is missing."
+
     def test_a_torn_line_in_the_middle(self, archive, another):
         """It is told for what it is, and is nothing that a person has to do; what it was part of may be."""
         another("first")
@@ -336,6 +370,32 @@ class TestTheFile:
         rewrite(archive, lambda lines: [line.replace(b'{"at\n', b'{"it\n') for line in lines])
 
         assert found(archive) == [("altered", 9)]
+
+    def test_a_run_can_go_on_meanwhile(self, archive):
+        """It is not waited for, and does not wait; what it writes is for the next time."""
+        story()
+        lines = audited._lines(archive / auditing.FILE)
+        first = next(lines)
+        writer = threading.Thread(target=auditing.write, args=("begin",), daemon=True)
+        writer.start()
+        writer.join(10)
+        assert not writer.is_alive()
+
+        assert len([first, *lines]) == 8
+
+    def test_no_line_is_seen_half_written(self, archive):
+        """Who is writing one is waited for."""
+        story()
+        with (archive / auditing.FILE).open("ab") as file, ThreadPoolExecutor(1) as pool:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(b"half a l")
+            file.flush()
+            report = pool.submit(audited.verify, archive / auditing.FILE)
+            with pytest.raises(TimeoutError):
+                report.result(0.3)
+            file.truncate((archive / auditing.FILE).stat().st_size - 8)
+            fcntl.flock(file, fcntl.LOCK_UN)
+            assert report.result(10).whole
 
     def test_memory_does_not_grow_with_the_file(self, archive):
         """Of 60 MB, one line at a time is looked at."""
@@ -431,6 +491,26 @@ class TestRuns:
         assert {p.run_id for p in report.problems if p.person and p.run_id != "third"} == (
             set() if settled else {"first", "second"}
         )
+
+    def test_a_run_between_two_batches_that_another_went_on_with(self, archive, another):
+        """It is settled as well; by a run of its own kind, and no other."""
+        another("first")
+        auditing.write("begin", continues="")
+        another("other")
+        story()
+        assert found(archive) == [("cut-off", 1)]
+
+        another("second")
+        auditing.write("begin", continues="first")
+        auditing.write("end")
+        assert found(archive) == []
+
+    def test_a_run_that_was_refused(self, archive):
+        """That is an end."""
+        auditing.write("begin", continues="")
+        auditing.write("refused")
+
+        assert found(archive) == []
 
     def test_an_earlier_end_settles_nothing(self, archive, another):
         """The run was undone once, and cut off in a second attempt at it."""
@@ -571,7 +651,20 @@ class TestTheBroker:
                 redis.hset(KEYS.journal(continues or run_id), f"{held.epoch}.2", "A")
                 assert self.kinds(broker, archive) == [("running", False)]
             redis.hdel(KEYS.journal(continues or run_id), f"{held.epoch}.2")
+            auditing.write("result", batch=f"{held.epoch}.1", said="FENCED")
             auditing.write("end")
+
+    def test_a_run_that_is_not_at_it(self, broker, redis, archive, done, another):
+        """What another run holds, and what another run's journal says, is nothing to it."""
+        another("second")
+        auditing.write("begin", continues="")
+        auditing.write("intent", batch="7.1")
+        with lock.held(broker, run_id=done, plan_digest="d"):
+            assert redis.exists(KEYS.journal(done))
+            (problem,) = self.compared(broker, archive).problems
+
+        assert (problem.kind, problem.person) == ("cut-off", True)
+        assert "journal" not in problem.says
 
     def test_a_run_that_began_after_the_file_was_read(self, broker, redis, archive, done):
         """It holds the lock, and nobody expects it in the file."""
@@ -581,14 +674,23 @@ class TestTheBroker:
             assert self.kinds(broker, archive) == []
 
     @pytest.mark.parametrize(
-        ("told", "person"), [({"host": "elsewhere"}, False), ({}, True), ([], True), (None, True), ({"host": 5}, False)]
+        ("told", "person"),
+        [
+            ('{"host": "elsewhere"}', False),
+            ("{}", True),
+            ('["host"]', True),
+            ("nonsense", True),
+            ("[" * 5_000, True),
+            (None, True),
+            ('{"host": 5}', False),
+        ],
     )
     def test_a_run_that_the_file_does_not_know(self, broker, redis, archive, done, told, person):
         """From another machine, if its journal says so; otherwise lines may be missing."""
         assert done
         redis.hset(KEYS.journal(RUN), "9.1", "A")
         if told is not None:
-            redis.hset(KEYS.journal(RUN), "run", json.dumps(told))
+            redis.hset(KEYS.journal(RUN), "run", told)
 
         (problem,) = self.compared(broker, archive).problems
 
@@ -609,7 +711,7 @@ class TestTheBroker:
         redis.lpush(KEYS.quarantine(done, "x:j"), "m")
         redis.delete(KEYS.journal(done))
         redis.set(KEYS.journal(done), "x")
-        redis.hset(KEYS.journal("odd\udcff"), "1.1", "A")
+        redis.hset(KEYS.journal("odd").encode().replace(b"odd", b"odd\xff"), "1.1", "A")
 
         (problem,) = self.compared(broker, archive).problems
         assert problem.kind == "elsewhere"

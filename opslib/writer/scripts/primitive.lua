@@ -1,9 +1,11 @@
 -- The beginning of every script that changes what is in a broker; one kind of change follows it in the same text.
 --
 -- KEYS: 1 lock, 2 journal, 3 audit, 4.. the change's own
--- ARGV: 1 token, 2 batch, 3 life of the lock in ms, 4 the run as JSON, 5 audit entries kept, 6 receipt, 7.. its own
--- Answers APPLIED, a letter for each item and what was seen of each; or, with nothing written: FENCED, REPLAY and the
--- answer of the first call, PARTIAL, WRONGTYPE or NOPERM and the key.
+-- ARGV: 1 token, 2 batch, 3 life of the lock in ms, 4 the run as JSON, with the run_id of its server, 5 audit entries
+--   kept, 6 receipt, 7.. its own
+-- Answers APPLIED, a letter for each item and what was seen of each; or, with nothing written: FENCED, ELSEWHERE if a
+-- failover or a restart made another server of it, REPLAY and the answer of the first call, PARTIAL, WRONGTYPE or NOPERM
+-- and the key.
 --
 -- Lua does not roll back. So everything that can fail is checked before `begin`, whose write needs memory (a full
 -- server refuses there), and each thing is added before it is removed. Whatever was done is in the journal, with the
@@ -11,8 +13,12 @@
 local LOCK, JOURNAL, AUDIT, BATCH = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
 local FIRST_KEY, FIRST = 4, 7
 
-local holder = redis.call('GET', LOCK)
-if not holder or cjson.decode(holder).token ~= ARGV[1] then return {'FENCED'} end
+local ours, holder = pcall(cjson.decode, redis.call('GET', LOCK) or '')
+if not ours or type(holder) ~= 'table' or holder.token ~= ARGV[1] then return {'FENCED'} end
+
+-- The lock is replicated, and a client that has to connect again asks a Sentinel who is master by now.
+local server = cjson.decode(ARGV[4]).server
+if server and not string.find(redis.call('INFO', 'server'), 'run_id:' .. server, 1, true) then return {'ELSEWHERE'} end
 
 local before = redis.call('HGET', JOURNAL, BATCH)
 if before == 'intent' then return {'PARTIAL'} end

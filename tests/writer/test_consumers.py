@@ -1,0 +1,56 @@
+"""Nodes stop consuming a queue, and begin again: as they say themselves, and back by the run's id alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from opslib import records
+from opslib.collectors import nodes
+from opslib.plan import Action, Kind
+from opslib.writer import apply
+from tests.support import servers
+from tests.support.plans import planned, told, undone
+
+
+def consumed(broker):
+    """Return what each node says that it consumes."""
+    return {row.name: row.queues for row in nodes(broker)[0] if row.answered}
+
+
+def order(kind, queue):
+    """Return the action that has every node begin or stop."""
+    return Action(kind=kind, subject=queue, source=queue, destination="nodes")
+
+
+@pytest.fixture
+def broker(trial, archive):
+    """Open clients of a deployment with a node."""
+    assert archive.is_dir()
+    trial.worker(name="w1@trial", queues="celery,mail")
+    return servers.broker(trial.server)
+
+
+def test_a_queue_is_paused_and_taken_up_again(broker):
+    """By the nodes that consumed it, with what they had declared."""
+    before = consumed(broker)
+    assert "mail" in before["w1@trial"]
+
+    (outcome,) = apply(planned(broker, order(Kind.PAUSE, "mail")), broker, dry_run=False)
+    assert (str(outcome.status), outcome.reason) == ("applied", "No longer consumed by w1@trial.")
+    assert "mail" not in consumed(broker)["w1@trial"]
+    assert told(apply(planned(broker, order(Kind.PAUSE, "mail")), broker, dry_run=False)) == ["skipped"]
+    assert told(undone(broker, records.context().run_id)) == ["applied"]
+
+    assert consumed(broker) == before
+
+
+def test_a_queue_is_taken_up_and_let_go_again(broker):
+    """One that nobody consumed."""
+    before = consumed(broker)
+
+    (outcome,) = apply(planned(broker, order(Kind.RESUME, "parcels")), broker, dry_run=False)
+    assert (str(outcome.status), outcome.reason) == ("applied", "Consumed by w1@trial.")
+    assert "parcels" in consumed(broker)["w1@trial"]
+    assert told(undone(broker, records.context().run_id)) == ["applied"]
+
+    assert consumed(broker) == before
