@@ -27,7 +27,7 @@ PYTEST    := $(BIN)/python -m pytest -q -n 2 --dist loadfile $(if $(TESTS),-k "$
 ON_DOCKER := $(if $(filter docker,$(stack)),-n 0 --timeout 600 runbooks tests/docker)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runbook list demo-up demo-down lab reports test test-slow bench lint fmt lock clean
+.PHONY: help setup runbook list demo-up demo-down lab reports test test-slow storm bench lint fmt lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -65,10 +65,13 @@ reports: .venv/.stamp ## List the archived incident reports
 	@$(BIN)/ops reports list
 
 test: .venv/.stamp ## Run the tests and every notebook, without the slow ones [TESTS=pattern] [stack=docker]
-	@$(PYTEST) -m "not slow" --stack '$(stack)' $(ON_DOCKER) $(args)
+	@$(PYTEST) -m "not slow and not storm" --stack '$(stack)' $(ON_DOCKER) $(args)
 
 test-slow: .venv/.stamp ## Run the slow tests [TESTS=pattern]
 	@$(PYTEST) -m slow --timeout 1200 $(args)
+
+storm: .venv/.stamp ## Kill runs and servers for minutes, and count the messages
+	@$(BIN)/python -m pytest -q -m storm --timeout 1200 $(args)
 
 bench: .venv/.stamp ## Measure against the known limits
 	@$(BIN)/python bench/run.py $(args)

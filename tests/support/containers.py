@@ -36,6 +36,7 @@ LOCK = ROOT / "deploy" / "requirements.lock"
 _STARTS_WITHIN_S = 30.0
 _PULLED_WITHIN_S = 60.0
 _BUILT_WITHIN_S = 400.0
+_PLUGIN_SINCE = 23
 _NEEDED = "apt-get install --no-install-recommends docker.io mmdebstrap"
 #: One of docker's services, and one option of `docker run` for each of its settings; what a test chooses has none.
 _OPTIONS = {
@@ -96,7 +97,7 @@ class Engine:
     mark: str = field(default_factory=lambda: f"opslib-{secrets.token_hex(4)}")
     images: Mapping[str, str] = field(default_factory=dict)
 
-    def do(self, *words: str, stdin: str = "", within_s: float = DEADLINE_S) -> str:
+    def do(self, *words: str, stdin: str = "", within_s: float = DEADLINE_S, **variables: str) -> str:
         """
         Return what a command of the docker client prints.
 
@@ -104,11 +105,10 @@ class Engine:
             Unusable: If it fails, or takes too long.
         """
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        env = self.environment(**variables)
         try:
             command = ["docker", *words]
-            done = subprocess.run(
-                command, input=stdin, env=self.environment(), text=True, timeout=within_s, check=False, **pipes
-            )
+            done = subprocess.run(command, input=stdin, env=env, text=True, timeout=within_s, check=False, **pipes)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise Unusable(f"docker {words[0]}: {error}") from None
         if done.returncode:
@@ -286,7 +286,10 @@ def _private(folder: Path) -> Iterator[Engine]:
 def _images(engine: Engine, cache: Path) -> dict[str, str]:
     """Build the project's image as deploy/ has it, and one with the tests' tasks from it."""
     base, redis = _bases(engine, cache)
-    build = partial(engine.do, "build", "--quiet", "--network=none", within_s=_BUILT_WITHIN_S)
+    # The quicker builder is part of old clients, and a plugin that a new one finds by itself.
+    client, _, _ = engine.do("version", "--format={{.Client.Version}}").partition(".")
+    quicker = {"DOCKER_BUILDKIT": "1"} if int(client) < _PLUGIN_SINCE else {}
+    build = partial(engine.do, "build", "--quiet", "--network=none", within_s=_BUILT_WITHIN_S, **quicker)
     names = {"builder": "opslib-test-builder", "ops": "opslib-test", "worker": "opslib-test-worker"}
     wheels = str(_wheels(engine, base, cache))
     build("--tag", names["builder"], f"--build-arg=BASE={base}", "--file=-", wheels, stdin=_BUILDER)
