@@ -165,19 +165,9 @@ class TestOnATerminal:
     )
     def test_phrase_to_the_letter(self, monkeypatch: pytest.MonkeyPatch, typed: str, right: bool) -> None:
         """Another case, another count or a letter that only looks alike is a no."""
-        record = RunRecord(
-            run_id="",
-            runbook="stuck-tasks",
-            target="prod",
-            operator="",
-            started_at="",
-            verdict="",
-            exit_code=1,
-            plan={"actions": [{}] * 3},
-        )
         monkeypatch.setattr("builtins.input", lambda _: typed)
 
-        assert confirm.ask(record) is right
+        assert confirm.ask("prod", "apply", 3) is right
 
     def test_end_of_input_is_a_no(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A closed terminal confirms nothing."""
@@ -186,9 +176,8 @@ class TestOnATerminal:
             raise EOFError
 
         monkeypatch.setattr("builtins.input", closed)
-        nothing = {"run_id": "", "runbook": "", "operator": "", "started_at": "", "verdict": "", "exit_code": 1}
 
-        assert confirm.ask(RunRecord(target="prod", **nothing)) is False
+        assert confirm.ask("prod", "apply", 3) is False
 
 
 class TestProtected:
