@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from opslib.broker import Broker
 
 
-def apply(plan: Plan, broker: Broker, *, dry_run: bool = True) -> tuple[Outcome, ...]:
+def apply(plan: Plan, broker: Broker, *, dry_run: bool = True, confirm: str = "") -> tuple[Outcome, ...]:
     """
     Carry out a plan, or say what that would do; inside a run the plan is saved either way.
 
@@ -53,8 +53,11 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True) -> tuple[Outcome,
     Args:
         dry_run: True changes nothing; the only place where that is decided.
 
+        confirm: The target's name, where it is protected and no command has asked for it.
+
     Raises:
-        Refused: If the plan was made for another server or is too old, or the server is a replica or is loading.
+        Refused: If the plan was made for another server or is too old, the server is a replica or is loading, or the
+            target is protected and was not named.
 
         LockHeld: If another run is changing this broker.
 
@@ -64,6 +67,7 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True) -> tuple[Outcome,
         if records.context().record and not redact.has_credential(plan.content()):
             _save(plan)  # unmasked, or it could not be applied
         return tuple(Outcome(action=a, status=Status.SKIPPED, reason=f"Dry run. {a.effect}") for a in plan)
+    _named(broker, confirm)
     allowed, unconfirmed = _confirmed(plan)
     broker = sites.planned(broker, plan.fingerprint)
     try:
@@ -83,6 +87,14 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True) -> tuple[Outcome,
     every = sorted([*outcomes, *unconfirmed], key=lambda outcome: outcome.action.id)
     records.carried_out(plan, every)
     return tuple(every)
+
+
+def _named(broker: Broker, confirm: str) -> None:
+    """Refuse a protected target that nobody named: a headless run has asked, a cell run by hand has not."""
+    target = broker.target
+    if target.protected and not records.context().record and confirm != target.name:
+        hint = f'apply(plan, broker, dry_run=False, confirm="{target.name}")'
+        raise Refused(f"{target.name} is protected. Nothing was changed.", hint=hint)
 
 
 def _save(plan: Plan) -> Path:
