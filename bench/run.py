@@ -124,6 +124,18 @@ def million(messages: int = 1_000_000) -> None:
     _judge(met=used <= MEMORY_GOAL_BYTES and seen["largest_reply_bytes"] <= WINDOW_BYTES * 1.5)
 
 
+@app.command()
+def safety(messages: int = 1_000_000) -> None:
+    """What changes of a large queue cost everybody else, and how safe they are, as a table (docs/safety.md)."""
+    import safety as measured
+
+    _say("| figure | limit | measured | met |\n|---|---|---|---|")
+    for name, limit, found, met in measured.rows(_seed, messages):
+        _say(f"| {name} | {limit} | {found} | {'' if met is None else 'yes' if met else '**no**'} |")
+        if met is False:
+            _MISSED.append(True)
+
+
 @app.command(name="all")
 def everything() -> None:
     """Every comparison."""

@@ -157,7 +157,7 @@ def connect(target: str | Target = "") -> Broker:
 
 
 def _hello(target: Target, keys: Keyspace) -> tuple[Mapping[str, Any], Mapping[str, str], float]:
-    """Ask the server who it is, where it belongs and what time it is, once and without retry, so that a dead one is told at once."""
+    """Ask the server who and where it is, and what time it is, once and without retry: a dead one is told at once."""
     with (
         refusals.explained(target.shown_broker),
         _client(target.broker_url, target, retries=0, timeout_s=CONNECT_TIMEOUT_S) as client,

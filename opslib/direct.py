@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opslib import errors, folders, records, redact, refusals, session
+from opslib import __version__, errors, folders, records, redact, refusals, session
 from opslib import plan as plans
 from opslib.errors import NotFound, OpsError, Refused
 from opslib.plan import Plan
@@ -51,18 +52,20 @@ def run(
     context = session.context(name, target=broker.target.name, reason=reason, parameters=parameters)
     redact.remember_environment()
     problem: OpsError | None = None
+    record: RunRecord | None = None
     with session.environment(context), session.sigterm_interrupts():
-        records.draft([])
         try:
+            records.draft([])
             record = _carried_out(plan, broker, dry_run=dry_run, judge=runbook or _JUDGE)
             record.findings = list(found) or record.findings
-            records.write(record, context.record)
+            with suppress(OSError):  # what was done is told all the same
+                records.write(record, context.record)
         except KeyboardInterrupt:
             problem = errors.Interrupted("The run was interrupted.")
         except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
             problem = refusals.of(error, broker.target.shown_broker)
     with session.uninterrupted():
-        return session.archived(session.concluded(context, problem), Path(context.record).parent)
+        return session.archived(session.concluded(context, problem, record), Path(context.record).parent)
 
 
 def _carried_out(plan: Plan, broker: Broker, *, dry_run: bool, judge: str) -> RunRecord:
@@ -72,7 +75,7 @@ def _carried_out(plan: Plan, broker: Broker, *, dry_run: bool, judge: str) -> Ru
     outcomes = apply(plan, broker, dry_run=dry_run)
     after = collect(broker)
     remaining = _judged(judge, after, broker)
-    return records.record(
+    return records.concluding(
         records.context().runbook,
         before=after,
         findings=remaining,
@@ -110,6 +113,21 @@ def saved(root: Path, run_id: str) -> tuple[Plan, RunRecord]:
         raise NotFound(
             f"Run {run_id} saved no plan.", hint="Only a run that came to its plan can be applied."
         ) from None
+
+
+def refused_unless_current(plan: Plan) -> None:
+    """
+    Refuse a plan that another version of the tool made: it may have meant something else by it.
+
+    Raises:
+        Refused: If it is another one.
+    """
+    if plan.tool_version != __version__:
+        raise Refused(
+            f"The plan was made by opslib {redact.plain(plan.tool_version)[:40] or 'of an unknown version'}, "
+            f"and this is {__version__}. Nothing was changed.",
+            hint="Run the runbook again; it saves a new plan.",
+        )
 
 
 def refused_unless_same(plan: Plan, target: str) -> None:

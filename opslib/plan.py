@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 from typing import cast
 
 import msgspec
@@ -153,7 +154,7 @@ class Action:
         return sum(copy.count for copy in self.copies)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """
     An ordered list of actions for one target; iterates over them.
@@ -188,7 +189,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.actions)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Sha256 of the canonical JSON of everything that it would do, where, and until when."""
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()

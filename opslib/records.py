@@ -8,6 +8,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,12 +140,38 @@ def record(
 
     The verdict is over what remains; so is the coverage. Exit code: docs/exit-codes.md.
     """
+    result = concluding(
+        runbook,
+        before=before,
+        findings=findings,
+        plan=plan,
+        outcomes=outcomes,
+        after=after,
+        remaining=remaining,
+        dry_run=dry_run,
+    )
+    write(result, context().record)
+    return result
+
+
+def concluding(
+    runbook: str,
+    *,
+    before: Snapshot,
+    findings: Sequence[Finding],
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    after: Snapshot,
+    remaining: Sequence[Finding],
+    dry_run: bool,
+) -> RunRecord:
+    """Return the record of a run without writing it: where no disk takes it, it can still be told."""
     ctx = context()
     remaining = [*remaining, *_unproven(outcomes)]
     judged = verdict(remaining)
     failed = any(outcome.status is Status.FAILED for outcome in outcomes)
     waiting = dry_run and len(plan) > 0
-    result = RunRecord(
+    return RunRecord(
         run_id=ctx.run_id,
         runbook=runbook,
         target=before.target,
@@ -160,15 +187,10 @@ def record(
         coverage=[asdict(row) for row in after.coverage],
         findings=_rows(findings),
         plan={"digest": plan.digest, **plan.content()},
-        outcomes=[
-            {"action": o.action.id, "status": str(o.status), "reason": o.reason, "steps": list(o.steps)}
-            for o in outcomes
-        ],
+        outcomes=_told(outcomes),
         remaining=_rows(remaining),
         report=ctx.report,
     )
-    write(result, ctx.record)
-    return result
 
 
 def _unproven(outcomes: Iterable[Outcome]) -> list[Finding]:
@@ -199,6 +221,24 @@ def draft(findings: Iterable[Finding]) -> None:
             ),
             ctx.record,
         )
+
+
+def carried_out(plan: Plan, outcomes: Iterable[Outcome]) -> None:
+    """Put what was done into the draft: a server that is not there for the look afterwards must not hide it."""
+    ctx = context()
+    if not ctx.record:
+        return
+    path = Path(ctx.record)
+    with suppress(OSError, msgspec.DecodeError):  # a full disk must not hide it either; the journal has it
+        known = read(path)
+        known.plan, known.outcomes = {"digest": plan.digest, **plan.content()}, _told(outcomes)
+        write(known, path)
+
+
+def _told(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
+    return [
+        {"action": o.action.id, "status": str(o.status), "reason": o.reason, "steps": list(o.steps)} for o in outcomes
+    ]
 
 
 def unfinished(ctx: RunContext, *, error: dict[str, str], findings: list[dict[str, object]] | None = None) -> RunRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import ssl
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from opslib import redact
 from opslib.errors import BrokerRefused, BrokerUnreachable, NotABroker, OpsError, Refused
 
+#: What a disk says that takes no more.
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
 #: What redis-py says before it says what happened.
 _PREAMBLE = re.compile(r"^Error -?\d+ connecting to \S+\s+")
 
@@ -21,7 +24,8 @@ class _Refusal:
     One way in which a server or the way to it says no.
 
     Attributes:
-        signs: Names of redis-py's exceptions, or what the server's words begin with or hold.
+        signs: Names of redis-py's exceptions, or what the server's words begin with; those with a blank, what they hold:
+            Redis 6.2 quotes what a script was refused.
 
         says: The sentence; `{shown}` is the server, `{said}` its own words.
 
@@ -68,13 +72,13 @@ _KNOWN = (
         "Make room first: raise maxmemory, or expire results; workers cannot acknowledge either.",
     ),
     _Refusal(
-        ("ReadOnlyError", "READONLY"),
+        ("ReadOnlyError", "READONLY", "-READONLY "),
         Refused,
         "{shown} is a replica and takes no writes; nothing of this was changed.",
         "Name the master, or a Sentinel.",
     ),
     _Refusal(
-        ("NOREPLICAS", "MISCONF"),
+        ("NOREPLICAS", "MISCONF", "-NOREPLICAS ", "-MISCONF "),
         Refused,
         "{shown} takes no writes: {said}.",
         "See to its replicas or its disk first.",
@@ -148,6 +152,11 @@ def of(error: BaseException, shown: str) -> OpsError:
     """
     if isinstance(error, OpsError):
         return error
+    if isinstance(error, OSError) and error.errno in _DISK:  # the network has no such errors
+        return Refused(
+            f"This machine's disk takes no more: {error.strerror}.",
+            hint="Make room, or set OPS_REPORTS to another folder.",
+        )
     said = _PREAMBLE.sub("", redact.plain(error)).rstrip(".") or type(error).__name__
     cause = error.__cause__ or error.__context__
     kinds = {kind.__name__ for kind in type(error).__mro__}

@@ -6,7 +6,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,11 +81,16 @@ def _folder(run_id: str) -> Path:
         ) from None
 
 
-def concluded(context: RunContext, problem: OpsError | None) -> RunRecord:
-    """Read the record that the run wrote; where it says less than happened here, say more."""
+def concluded(context: RunContext, problem: OpsError | None, known: RunRecord | None = None) -> RunRecord:
+    """
+    Read the record that the run wrote; where it says less than happened here, say more.
+
+    Args:
+        known: The record, where the run was made here: a full disk costs the file, not what it says.
+    """
     path = Path(context.record)
     try:
-        record = records.read(path)
+        record = known or records.read(path)
     except (OSError, msgspec.DecodeError):
         record = records.unfinished(
             context,
@@ -98,13 +103,14 @@ def concluded(context: RunContext, problem: OpsError | None) -> RunRecord:
     if record.error and not problem:
         problem = errors.RunbookFailed(record.error["message"])
     if problem:
-        if isinstance(problem, errors.Interrupted | errors.RunbookFailed):
+        if isinstance(problem, errors.Interrupted | errors.RunbookFailed | errors.BrokerUnreachable):
             problem.hint = " ".join(filter(None, (problem.hint, _way_on(context))))
         record.verdict = str(Verdict.UNKNOWN if problem.exit_code is Exit.CANNOT_SEE else Verdict.FAILED)
         record.exit_code = int(problem.exit_code)
         record.error = {"type": type(problem).__name__, "message": problem.message, "hint": problem.hint}
     record.finished_at = record.finished_at or records.now()
-    records.write(record, path)
+    with suppress(OSError):
+        records.write(record, path)
     return record
 
 

@@ -45,6 +45,7 @@ def apply(
     form = output.form(output_form, as_json=as_json)
     plan, record = direct.saved(settings.reports_root(), run_id)
     direct.refused_unless_same(plan, target)
+    direct.refused_unless_current(plan)
     if not record.dry_run:
         hint = f"`ops resume {run_id}` goes on with it, if it was interrupted."
         raise Refused(f"Run {run_id} has applied its plan already. Nothing was changed.", hint=hint)

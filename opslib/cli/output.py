@@ -37,8 +37,8 @@ def open_broker(target: str, env_file: str) -> Broker:
     for warning in chosen.warnings:
         say(f"Warning: {warning}")
     broker = connect(chosen)
-    if broker.environment_problem:
-        say(f"Warning: {broker.environment_problem}")
+    for problem in filter(None, (broker.environment_problem, broker.clock_problem)):
+        say(f"Warning: {problem}")
     return broker
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib.envelope import digest
@@ -177,7 +177,7 @@ def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, bool]:
         if in_place and kept + after:
             _rename(primitive, [(key, back, None)], role="merge", items=[{"s": key}], list=key)
     if in_place:
-        for some in _windows(_rest(runs, merged)):
+        for some in _windows(_rest(runs, merged), lambda to: _most(primitive, to if to != key else back)):
             way = [(to if to != key else back, "RIGHT", key, "LEFT", count) for _, _, to, _, count in some]
             deal(primitive, way, role="merge", items=[], **told)
         pour(primitive, (back, "RIGHT", key, "LEFT"), role="merge-rest", **told)
@@ -204,7 +204,7 @@ def pour(primitive: Primitive, way: tuple[str, str, str, str], **about: object) 
     """Deal all of one list into another; return how many messages that were."""
     total = 0
     while primitive.broker.writes.exists(_raw(way[0])):
-        total += sum(deal(primitive, [(*way, _most(primitive))], items=[], **about))
+        total += sum(deal(primitive, [(*way, _most(primitive, way[0]))], items=[], **about))
     return total
 
 
@@ -248,19 +248,17 @@ def _free(primitive: Primitive, name: str) -> str:
     return next(each for each in names if not primitive.broker.writes.exists(_raw(each)))
 
 
-def _most(primitive: Primitive) -> int:
-    return primitive.watch.batch if primitive.watch else _WINDOW
+def _most(primitive: Primitive, key: str) -> int:
+    """Return how many messages of a list one script may deal: as many as the broker bears, few where they are heavy."""
+    client = primitive.broker.writes
+    used = client.memory_usage(_raw(key), samples=_SAMPLES) or 1
+    most = primitive.watch.batch if primitive.watch else _WINDOW
+    return max(1, min(most, _WINDOW_BYTES * client.llen(_raw(key)) // used))
 
 
 def _served_end(primitive: Primitive, key: str) -> list[bytes]:
-    """Return a window of the messages that would be served next, the first of them first; few where they are heavy."""
-    client = primitive.broker.writes
-    length = client.llen(_raw(key))
-    if not length:
-        return []
-    used = client.memory_usage(_raw(key), samples=_SAMPLES) or 1
-    count = max(1, min(_most(primitive), _WINDOW_BYTES * length // used))
-    return cast("list[bytes]", client.lrange(_raw(key), -count, -1))[::-1]
+    """Return a window of the messages that would be served next, the first of them first."""
+    return cast("list[bytes]", primitive.broker.writes.lrange(_raw(key), -_most(primitive, key), -1))[::-1]
 
 
 def _dealt(batch: Batch) -> int:
@@ -283,20 +281,22 @@ def _rest(runs: Sequence[Sequence[Any]], done: int) -> list[Sequence[Any]]:
     return left
 
 
-def _windows(runs: Sequence[Sequence[Any]]) -> list[list[Sequence[Any]]]:
-    """Cut runs into batches of so many messages as a script may move."""
-    windows: list[list[Sequence[Any]]] = [[]]
-    room = _WINDOW
+def _windows(runs: Sequence[Sequence[Any]], most: Callable[[str], int]) -> Iterator[list[Sequence[Any]]]:
+    """Cut runs into batches of as many messages as a script may move by then, of the list that they come from."""
+    window: list[Sequence[Any]] = []
+    room = 0
     for *way, count in runs:
         rest = count
         while rest:
+            room = room or most(way[2])
             now = min(room, rest)
-            windows[-1].append([*way, now])
+            window.append([*way, now])
             rest, room = rest - now, room - now
             if not room:
-                windows.append([])
-                room = _WINDOW
-    return [window for window in windows if window]
+                yield window
+                window = []
+    if window:
+        yield window
 
 
 def _raw(key: str) -> bytes:

@@ -176,6 +176,7 @@ def receipt(move: Move) -> dict[str, Any]:
     }
     if move.written and move.written != move.seen:
         kept["old"] = _squeezed(move.seen, move.written)
+        kept |= {} if move.source.index else {"was": hashlib.sha256(move.seen).hexdigest()}
     if move.note_field:
         kept["note"] = [move.note_field, move.note]
     if move.undoes:

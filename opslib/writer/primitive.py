@@ -171,7 +171,9 @@ class Primitive:
         with suppress(RedisError):
             self.broker.writes.expire(self.broker.keys.journal(self.run_id), JOURNAL_LIFE_S)
 
-    def _eval(self, number: str, script: str, keys: Keys, values: Sequence[bytes | str | float]) -> tuple[str, str, str]:
+    def _eval(
+        self, number: str, script: str, keys: Keys, values: Sequence[bytes | str | float]
+    ) -> tuple[str, str, str]:
         """Send a batch; one without an answer is asked for again under its number, which the journal makes safe."""
         from redis.exceptions import ConnectionError as Lost
         from redis.exceptions import TimeoutError as Late

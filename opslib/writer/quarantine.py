@@ -13,6 +13,7 @@ from opslib.collectors import queues
 from opslib.collectors.find import Whereabouts
 from opslib.envelope import digest, rerouted, restored
 from opslib.plan import Action, Copy, Kind, Outcome, Status
+from opslib.writer import journal as journals
 from opslib.writer import lists
 from opslib.writer.moves import CHANGED, GONE, MOVED, MOVED_NEXT, TAKEN, UNDONE, Move, Mover, Place
 
@@ -56,12 +57,14 @@ class Handler:
 
     def single(self, actions: Sequence[Action]) -> list[Outcome]:
         """Restore, quarantine, move or reorder messages, each by its exact bytes."""
+        lists.settle(self._primitive)
         moves: dict[int, list[_Found]] = {}
         outcomes: list[Outcome] = []
+        halfway = self._halfway()
         bytes_of = self._waiting([copy for action in actions for copy in action.copies if copy.place == "waiting"])
         for action in actions:
             try:
-                moves[action.id] = [self._planned(action, copy, bytes_of) for copy in action.copies]
+                moves[action.id] = [self._planned(action, copy, bytes_of, halfway) for copy in action.copies]
             except LookupError as error:
                 outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT[str(error.args[0])]))
             except ValueError as error:
@@ -82,7 +85,9 @@ class Handler:
         far: defaultdict[str, defaultdict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
         for n, (move, deep) in enumerate(found):
             if deep:
-                account = {"a": move.action, "s": move.subject, "t": move.task, "n": n}
+                # What is only on its way through quarantine is not done yet, should the run be interrupted there.
+                role = "a" if self._broker.keys.quarantined(move.destination.key) else "for"
+                account = {role: move.action, "s": move.subject, "t": move.task, "n": n}
                 far[move.source.key][digest(move.seen)].append(account)
                 letters[n] = GONE
         for key, wanted in far.items():
@@ -110,7 +115,13 @@ class Handler:
         }.get(action.kind, f"Kept in {moves[0].destination.key}.")
         return Outcome(action=action, status=Status.APPLIED, reason=f"{done}{missing}")
 
-    def _planned(self, action: Action, copy: Copy, bytes_of: Mapping[tuple[str, str], tuple[bytes, bool]]) -> _Found:
+    def _planned(
+        self,
+        action: Action,
+        copy: Copy,
+        bytes_of: Mapping[tuple[str, str], tuple[bytes, bool]],
+        halfway: Mapping[tuple[int, str], str],
+    ) -> _Found:
         """
         Return the move of one planned message, and whether it is deep in a long list.
 
@@ -127,10 +138,11 @@ class Handler:
             if digest(move.seen) != copy.sha256:
                 raise LookupError(CHANGED)
         else:
-            raw, deep = bytes_of.get((copy.key, copy.sha256), (b"", False))
+            key = halfway.get((action.id, copy.sha256), copy.key)
+            raw, deep = self._kept(key, copy) if key != copy.key else bytes_of.get((key, copy.sha256), (b"", False))
             if not raw and copy.sha256 != digest(b""):
                 raise LookupError(GONE)
-            move = self._from_list(action, copy.queue, copy.key, raw)
+            move = self._from_list(action, copy.queue, key, raw)
         if action.kind is Kind.QUARANTINE:
             return move, deep
         if action.kind is Kind.REORDER:
@@ -146,6 +158,18 @@ class Handler:
             written = rerouted(move.seen, action.destination)
         return replace(move, destination=place, written=written, note_field="", note=""), deep
 
+    def _halfway(self) -> dict[tuple[int, str], str]:
+        """Return the quarantines of what this run had on its way when it was interrupted, by action and sha256."""
+        passes = journals.read(self._broker, self._run_id).of("deal", "sieve")
+        items = [item for batch in passes for item in batch.items if "for" in item]
+        return {(int(item["for"]), str(item["sha"])): str(item["to"]) for item in items}
+
+    def _kept(self, key: str, copy: Copy) -> tuple[bytes, bool]:
+        """Return the bytes of a message that is in a quarantine."""
+        length = self._broker.writes.llen(key.encode("utf-8", "surrogateescape"))
+        every = queues.stream(self._broker, queues.Listing(key=key, queue=copy.queue, priority=0, length=length))
+        return next((raw for _, raw in every if digest(raw) == copy.sha256), b""), False
+
     def _waiting(self, copies: Sequence[Copy]) -> dict[tuple[str, str], tuple[bytes, bool]]:
         """Read the bytes of planned messages that wait, each list once, and whether they are deep in it."""
         wanted: defaultdict[str, set[str]] = defaultdict(set)
@@ -156,10 +180,13 @@ class Handler:
         for each in listings:
             if not wanted.get(each.key):
                 continue
+            left = set(wanted[each.key])
             for position, raw in queues.stream(self._broker, each):
-                if digest(raw) in wanted[each.key]:
-                    found[each.key, digest(raw)] = raw, lists.is_deep(position, each.length)
-                    if sum(1 for key, _ in found if key == each.key) == len(wanted[each.key]):
+                sha = digest(raw)
+                if sha in wanted[each.key]:
+                    found[each.key, sha] = raw, lists.is_deep(position, each.length)
+                    left.discard(sha)
+                    if not left:
                         break
         return found
 

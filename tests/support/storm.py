@@ -1,4 +1,4 @@
-"""A seed → runs and a server killed at random moments under live traffic, and an account of every message at the end."""
+"""A seed → runs and a server killed at random moments under live traffic, and what became of every message."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from redis import Redis
@@ -27,7 +28,7 @@ from opslib.envelope import digest
 from opslib.errors import NotFound, OpsError, Refused
 from opslib.plan import Action, Copy, Kind, Plan, Status
 from opslib.settings import Target
-from opslib.writer import apply, lists, lock, resume, stop, undo
+from opslib.writer import apply, lists, lock, resume, undo
 from opslib.writer import journal as journals
 from tests.support.engines import Engine
 from tests.support.plans import planned, purge_of
@@ -40,10 +41,17 @@ HOT, LONG, BULK, SLOW = "hot", "long", "bulk", "slow"
 LISTS = (HOT, LONG, BULK, KEYS.queue(BULK, 3), SLOW)
 _REASON = "its process was killed by a test"
 _DEADLINE_S = 30.0
-#: A list of more is sieved; a process that is forked for a run knows it too.
-_SEARCHABLE = 100
+#: A list of more is sieved. What is pushed meanwhile comes to stand among the others, so the traffic's own list, whose
+#: order is looked at, stays shorter.
+_SEARCHABLE, _HOT = 500, 300
 _PACE_S = 0.004
 _MOST_HEALS = 60
+#: Ids that were acknowledged, each with how often; in the server, so that it is as true as the acknowledgement.
+LEDGER = "traffic:consumed"
+_ACKNOWLEDGE = """
+redis.call('ZREM', KEYS[1], ARGV[1])
+if redis.call('HDEL', KEYS[2], ARGV[1]) == 1 then redis.call('HINCRBY', KEYS[3], ARGV[2], 1) end
+"""
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([__name__, "redis"])
@@ -73,7 +81,7 @@ def carry_out(order: Order, told: Connection) -> None:
     os.environ["OPS_REPORTS"] = order.archive
     os.environ[records.RUN_ENV] = msgspec.json.encode(records.RunContext(run_id=order.run_id)).decode()
     lists.SEARCHABLE = _SEARCHABLE
-    stop._PAUSE_S = 0.0
+    import_module("opslib.writer.stop")._PAUSE_S = 0.0  # `writer.stop` is the function
     told.send("begun")
     try:
         broker = connect(Target(name=NAME, broker_url=order.url))
@@ -106,16 +114,11 @@ class Traffic:
 
         fetched: List and id of each message that was fetched, in order.
 
-        consumed: Ids that were acknowledged.
-
-        doubtful: Ids whose acknowledgement was asked for twice, and that were not there the second time.
     """
 
     engine: Engine
     sent: dict[str, list[str]] = field(default_factory=lambda: {key: [] for key in LISTS})
     fetched: list[tuple[str, str]] = field(default_factory=list)
-    consumed: Counter[str] = field(default_factory=Counter)
-    doubtful: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._turn = 0
@@ -125,7 +128,7 @@ class Traffic:
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
         self._client = self.engine.client()
 
-    def __enter__(self) -> Traffic:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -167,7 +170,8 @@ class Traffic:
 
     def _talk(self) -> tuple[str, bytes] | None:
         self._turn += 1
-        if self._turn % 2:
+        self._until_answered(lambda client: client.ping())  # the server may have been killed since
+        if self._turn % 2 and self._client.llen(HOT) < _HOT:
             self.push(self._client, HOT, 1)
         at = self._turn % len(LISTS)
         found = self._client.brpop([*LISTS[at:], *LISTS[:at]], timeout=0.01)
@@ -186,22 +190,22 @@ class Traffic:
             with client.pipeline() as pipe:
                 return pipe.zadd(KEYS.unacked_index, {tag: time.time()}).hset(KEYS.unacked, tag, entry).execute()
 
-        def acknowledge(client: Redis) -> Any:
-            with client.pipeline() as pipe:
-                return pipe.zrem(KEYS.unacked_index, tag).hdel(KEYS.unacked, tag).execute()
-
         self._until_answered(record)
-        (_, removed), asked = self._until_answered(acknowledge)
-        if removed:
-            self.consumed[task_id] += 1
-        elif asked > 1:
-            self.doubtful.add(task_id)
-        # Otherwise a run has taken it out of circulation while it was being worked on, and holds it now.
+        # What it removes, it also writes down in that step: asked for again, nobody has to guess. What it does not
+        # find, a run has taken out of circulation while it was being worked on, and holds it now.
+        self._until_answered(
+            lambda client: client.eval(_ACKNOWLEDGE, 3, KEYS.unacked_index, KEYS.unacked, LEDGER, tag, task_id)
+        )
 
-    def _until_answered(self, ask: Any) -> tuple[Any, int]:
-        for asked in range(1, 10_000):
+    def consumed(self) -> Counter[str]:
+        """Return how often each id was acknowledged."""
+        with self.engine.client() as client:
+            return Counter({task_id.decode(): int(times) for task_id, times in client.hgetall(LEDGER).items()})
+
+    def _until_answered(self, ask: Any) -> Any:
+        for _ in range(10_000):
             with suppress(RedisError):
-                return ask(self._client), asked
+                return ask(self._client)
             time.sleep(0.01)
         raise AssertionError("the server did not come back")
 
@@ -236,14 +240,14 @@ class Storm:
     def rage(self, *, client_kills: int, server_kills: int) -> None:
         """Begin runs, kill them, and end them by their ids, until so many were killed."""
         while self.client_kills < client_kills or self.server_kills < server_kills:
-            self._what = self.chance.choice([self._messages, self._messages, self._purge, self._stop, self._undo])
+            self._what = self.chance.choice([self._messages, self._messages, self._purge, self._deep, self._undo])
             self._what(kill_server=self.server_kills < server_kills)
 
     def lost_and_doubled(self) -> tuple[list[str], list[str]]:
         """Return the ids that are nowhere, and those that are in more than one place."""
-        there = self.traffic.consumed + Counter(self._ids())
+        there = self.traffic.consumed() + Counter(self._ids())
         sent = Counter(task_id for ids in self.traffic.sent.values() for task_id in ids)
-        lost = [task_id for task_id in sent if not there[task_id] and task_id not in self.traffic.doubtful]
+        lost = [task_id for task_id, count in sent.items() if there[task_id] < count]
         return lost, [task_id for task_id, count in there.items() if count > sent[task_id]]
 
     def out_of_order(self) -> dict[str, list[str]]:
@@ -268,7 +272,7 @@ class Storm:
         sent = sum(map(len, self.traffic.sent.values()))
         return (
             f"seed {self.seed}: {self.client_kills} runs and {self.server_kills} servers killed in {self.runs} runs of "
-            f"{self.processes} processes; {sent:,} messages sent, {self.traffic.consumed.total():,} consumed, "
+            f"{self.processes} processes; {sent:,} messages sent, {self.traffic.consumed().total():,} consumed, "
             f"{len(self.touched):,} touched"
         )
 
@@ -279,9 +283,8 @@ class Storm:
         with self.engine.client() as client:
             dead = [seed_unacked(client, queue=HOT) for _ in range(self.chance.randrange(8))]
             self.traffic.sent.setdefault("unacked", []).extend(each.task_id for each in dead)
-            self.traffic.push(client, HOT, 30)
             waiting = client.lrange(HOT, 0, -1)
-        chosen = self.chance.sample(waiting, min(len(waiting), self.chance.randrange(1, 120)))
+        chosen = self.chance.sample(waiting, min(len(waiting), self.chance.randrange(120)))
         actions = [_of_waiting(raw, *self.chance.choice(_WAYS)) for raw in chosen]
         actions += [_of_dead(each) for each in dead]
         self.touched |= {action.subject for action in actions}
@@ -296,14 +299,19 @@ class Storm:
         if purge.copies:
             self._begin([purge], kill_server=kill_server)
 
-    def _stop(self, *, kill_server: bool) -> None:
-        """Of the youngest, which the worker does not come to before the run has ended."""
+    def _deep(self, *, kill_server: bool) -> None:
+        """Of the youngest of a long list, which the worker does not come to before the run has ended."""
         with self.engine.client() as client:
             self.traffic.push(client, LONG, max(100, 700 - client.llen(LONG)))
-            young = [_id(raw) for raw in client.lrange(LONG, 0, 150)]
+            young = client.lrange(LONG, 0, 150)
         chosen = self.chance.sample(young, self.chance.randrange(1, 60))
-        self.touched |= set(chosen)
-        actions = [Action(kind=Kind.STOP, subject=each, source=LONG, destination="quarantine") for each in chosen]
+        if self.chance.random() < 0.5:
+            actions = [
+                Action(kind=Kind.STOP, subject=_id(raw), source=LONG, destination="quarantine") for raw in chosen
+            ]
+        else:
+            actions = [_of_waiting(raw, *self.chance.choice(_WAYS[:2]), queue=LONG) for raw in chosen]
+        self.touched |= {action.subject for action in actions}
         self._begin(actions, kill_server=kill_server)
 
     def _undo(self, *, kill_server: bool) -> None:
@@ -372,7 +380,9 @@ class Storm:
             said = ours.recv()
         ours.close()
         if said == "done":
-            self._typical[self._what, order.verb] += (time.monotonic() - began - self._typical[self._what, order.verb]) / 4
+            self._typical[self._what, order.verb] += (
+                time.monotonic() - began - self._typical[self._what, order.verb]
+            ) / 4
         process.close()
         return said
 
@@ -406,9 +416,9 @@ class Storm:
 _WAYS = ((Kind.QUARANTINE, "quarantine"), (Kind.MOVE, SLOW), (Kind.REORDER, "next"), (Kind.REORDER, "last"))
 
 
-def _of_waiting(raw: bytes, kind: Kind, destination: str) -> Action:
-    copy = Copy(place="waiting", key=HOT, queue=HOT, sha256=digest(raw))
-    return Action(kind=kind, subject=_id(raw), source=HOT, destination=destination, copies=(copy,))
+def _of_waiting(raw: bytes, kind: Kind, destination: str, *, queue: str = HOT) -> Action:
+    copy = Copy(place="waiting", key=queue, queue=queue, sha256=digest(raw))
+    return Action(kind=kind, subject=_id(raw), source=queue, destination=destination, copies=(copy,))
 
 
 def _of_dead(seeded: Any) -> Action:
