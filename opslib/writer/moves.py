@@ -14,7 +14,7 @@ from opslib.errors import OpsError
 from opslib.writer.primitive import Primitive
 
 BATCH_BYTES = 256 * 1024
-BATCH_MOVES = 50
+BATCH_MOVES = 200
 #: Messages of a list that step aside for others: so many take the server two or three milliseconds.
 BATCH_STEPS = 1_000
 

@@ -641,15 +641,15 @@ def _texts():
 
 def test_batches_are_bounded_by_number_and_bytes(broker, redis, archive):
     """Each is one short stall for everybody else; each has its number, its line in the stream and in the file."""
-    raws = [bytes([65 + n]) * 100_000 for n in range(6)] + [b"%d" % n for n in range(60)]
+    raws = [bytes([65 + n]) * 100_000 for n in range(6)] + [b"%d" % n for n in range(210)]
     redis.rpush("celery", *raws)
 
     with mover(broker) as hand:
         letters = hand.move([of_list(raw) for raw in raws])
 
-    assert letters == [MOVED] * 66
+    assert letters == [MOVED] * 216
     sizes = [len(letters) for letters in journal(redis).values()]
-    assert sizes == [2, 2, 50, 12]
+    assert sizes == [2, 2, 200, 12]
     assert [entry[b"letters"].decode() for _, entry in redis.xrange(KEYS.audit)] == list(journal(redis).values())
     assert [line["event"] for line in audit(archive)] == ["intent", "result"] * 4
 
