@@ -24,7 +24,7 @@ class _Refusal:
     One way in which a server or the way to it says no.
 
     Attributes:
-        signs: Names of redis-py's exceptions, or what the server's words begin with; those with a blank, what they hold:
+        signs: Names of redis-py's exceptions, or what the server's words begin with, or, with a blank in it, hold: for
             Redis 6.2 quotes what a script was refused.
 
         says: The sentence; `{shown}` is the server, `{said}` its own words.

@@ -201,7 +201,7 @@ PRIMITIVE = "writer/primitive.py"
 PARTS = {"primitive", "value"}
 LUA = PACKAGE / "writer" / "scripts"
 #: Commands of the scripts that change nothing, besides those by which they compare.
-LOOKS = {"HEXISTS", "ZSCORE", "LLEN", "LPOS", "LINDEX", "PTTL"}
+LOOKS = {"HEXISTS", "ZSCORE", "LLEN", "LPOS", "LINDEX", "PTTL", "INFO"}
 #: Rights that are asked for by a name out of a table.
 ADDS = {"SET", "SADD", "RPUSH"}
 

@@ -175,6 +175,16 @@ def test_sentinels_need_the_masters_name():
         connect(target("sentinel://127.0.0.1:1"))
 
 
+def test_a_password_for_the_master_is_decoded():
+    """As in any other URL: what needs an escape there is written with one."""
+    url = "sentinel://ops%2Fme:geh%40eim@127.0.0.1:1/3;sentinel://127.0.0.1:2"
+
+    options = brokers._client(url, target(url, master_name="m"), retries=0, timeout_s=1).connection_pool
+
+    wanted = {"username": "ops/me", "password": "geh@eim", "db": 3}
+    assert {name: options.connection_kwargs[name] for name in wanted} == wanted
+
+
 def test_sentinels_that_are_gone_are_told_at_once():
     """As a server would be: none of them is asked a second time."""
     begun = time.monotonic()

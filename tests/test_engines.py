@@ -40,7 +40,7 @@ def test_what_was_answered_survives_a_kill(kind, tmp_path):
 
 def test_a_server_that_is_missing_is_a_skip_with_its_reason(monkeypatch):
     """Where nobody asked for it."""
-    monkeypatch.delenv(engines.REQUIRED, raising=False)
+    monkeypatch.setattr(engines, "ARE_REQUIRED", False)
     monkeypatch.setenv("PATH", "")
 
     with pytest.raises(pytest.skip.Exception, match="apt-get install redis-server"):
@@ -49,7 +49,7 @@ def test_a_server_that_is_missing_is_a_skip_with_its_reason(monkeypatch):
 
 def test_a_server_that_is_missing_and_required_is_a_failure(monkeypatch):
     """A test that was silently left out must not look like one that held."""
-    monkeypatch.setenv(engines.REQUIRED, "1")
+    monkeypatch.setattr(engines, "ARE_REQUIRED", True)
     monkeypatch.setenv("PATH", "")
 
     with pytest.raises(pytest.fail.Exception, match="redis-server is not installed"):

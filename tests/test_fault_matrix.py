@@ -491,6 +491,31 @@ def test_a_replica_may_be_looked_at(kind, tmp_path, monkeypatch):
             assert connect(at(replica.url)).role == "slave"
 
 
+def test_a_replica_is_planned_for_and_not_changed(place):
+    """A dry run makes its plan there; to apply it is refused, even where the replica itself would take writes."""
+    for name in ("primary", "copy"):
+        (place / name).mkdir()
+    with engines.start(engines.REDIS, place / "primary", extra=["repl-diskless-sync-delay 0"]) as primary:
+        with primary.client() as client:
+            bind(client, "celery", "celery")
+            client.lpush("celery", "no message")
+        lines = [f"replicaof 127.0.0.1 {primary.port}", f"masterauth {primary.password}", "replica-read-only no"]
+        with engines.start(engines.REDIS, place / "copy", extra=lines) as replica, replica.client() as client:
+            until(lambda: client.info("replication")["master_link_status"] == "up", 20, "it is in step")
+            env = command_line.environment(OPS_BROKER_URL=replica.url, OPS_REPORTS=str(place / "reports"))
+            words = ["run", "stuck-tasks", "-q", "-p", "settle=0.1s", "-p", "answer_within=0.2s"]
+
+            looked = command_line.ops(*words, env=env, cwd=place)
+            applied = command_line.ops(*words, "--apply", "--yes", env=env, cwd=place)
+
+            assert looked.code == Exit.ATTENTION
+            assert "quarantine 1" in looked.out
+            assert applied.code == Exit.REFUSED
+            assert "is a replica; changes belong on its master" in applied.out
+            assert client.lrange("celery", 0, -1) == [b"no message"]
+            assert not [key for key in client.scan_iter() if key.startswith(b"opslib:")]
+
+
 # Nobody works
 
 
@@ -574,13 +599,16 @@ def test_a_silent_sentinel_is_passed_over(group, monkeypatch):
     monkeypatch.setattr(brokers, "CONNECT_TIMEOUT_S", PATIENCE_S)
     with roads.black_hole() as port:
         url = f"sentinel://127.0.0.1:{port}/0;{group.url}"
-        with pytest.raises(BrokerRefused):  # what the first of them says about the login counts for all
+        with pytest.raises(BrokerRefused):  # the login of the first counts for the primary, and it has none
             connect(at(url, master_name=engines.MASTER))
 
         user = f":{quote(group.primary.password, safe='')}@"
         found = connect(at(f"sentinel://{user}127.0.0.1:{port}/0;{group.url}", master_name=engines.MASTER))
+        begun = time.monotonic()
 
-    assert found.role == "master"
+        assert found.role == "master"
+        assert found.writes.ping()
+        assert time.monotonic() - begun < 3
 
 
 def test_sentinels_that_know_no_such_primary(group, monkeypatch):

@@ -6,12 +6,14 @@ import json
 import time
 
 import pytest
+from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import NoPermissionError
+from redis.exceptions import TimeoutError as Late
 
 from opslib import broker as brokers
 from opslib import pidbox
 from opslib.pidbox import Call
-from tests.support import servers
+from tests.support import proxy, servers
 from tests.support.impostor import listening, reply
 
 PING = Call(method="ping")
@@ -142,3 +144,34 @@ def test_a_prefix_stands_before_channel_and_list(server):
 
     assert answers.receivers == 0
     assert prefixed.keys.control_channel == "shop:/0.celery.pidbox"
+
+
+@pytest.mark.usefixtures("redis")
+def test_a_server_that_takes_no_writes_for_long_is_waited_for_once(target, server, monkeypatch):
+    """One timeout, and not four: a question is not repeated, and where nothing was left nothing is cleaned up."""
+    monkeypatch.setattr(brokers, "READ_TIMEOUT_S", 0.5)
+    impatient = brokers.connect(target)
+    begun = time.monotonic()
+    with server.client() as client:
+        client.client_pause(60_000, all=False)
+        try:
+            with pytest.raises(Late):
+                pidbox.ask(impatient, [PING], timeout_s=0.2)
+        finally:
+            client.client_unpause()
+
+        assert time.monotonic() - begun < 1
+        assert not client.exists(impatient.keys.reply_bindings)
+
+
+def test_a_question_whose_answer_is_lost_is_not_asked_twice(redis, server):
+    """Each node would answer twice, and count as two."""
+    with proxy.before(server) as road:
+        remote = servers.broker(server, broker_url=road.url)
+        road.lose(b"PUBLISH")
+        heard = []
+        with listening(server, lambda asked: heard.append(asked) or []), pytest.raises(LostConnection):
+            pidbox.ask(remote, [PING], timeout_s=0.5)
+
+    assert len(heard) == 1
+    assert not redis.exists(remote.keys.reply_bindings)

@@ -148,8 +148,12 @@ def _identify(plan: Plan, broker: Broker) -> None:
             "The server was restarted, failed over or is another one since the plan was made.",
             hint="Run the runbook again.",
         )
-    # Redis 6.2 lets a script write where a command may not, for want of replicas. This one changes nothing.
-    broker.writes.persist(space.epoch)
+    # Where a number of replicas is demanded, and none is there; Redis 6.2 does not refuse a script for that.
+    if info.get("min_slaves_good_slaves") == 0:
+        raise Refused(
+            f"{broker.target.shown_broker} takes no writes: it has too few replicas. Nothing was changed.",
+            hint="See to its replicas first.",
+        )
     if broker.environment_problem:
         raise Refused(f"{broker.environment_problem} Nothing was changed.", hint="`ops config stamp` writes one, once.")
     if abs(broker.clock_offset_s) > CLOCK_WRONG_S:

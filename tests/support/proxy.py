@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
+import hiredis
+
 from opslib.demo.server import Server
 
 _CHUNK = 1 << 16
@@ -64,33 +66,25 @@ def _accept(door: socket.socket, port: int, proxy: Proxy) -> None:
 
 
 def _serve(client: socket.socket, port: int, proxy: Proxy) -> None:
-    """Carry one connection: a request, then its answer, as redis-py speaks."""
+    """Carry one connection: what is asked together, then its answers, as redis-py speaks."""
     with suppress(OSError), client, socket.create_connection(("127.0.0.1", port)) as server:
-        while request := _request(client):
-            server.sendall(request)
-            answer = server.recv(_CHUNK)
-            if proxy.doomed(request):
+        while request := _whole(client, 1):
+            server.sendall(request[0])
+            answer = _whole(server, request[1])
+            if not answer or proxy.doomed(request[0]):
                 return
-            client.sendall(answer)
-            _rest(server, client)
+            client.sendall(answer[0])
 
 
-def _request(client: socket.socket) -> bytes:
-    """Return what the client sends next, all of it: a script takes more than one packet."""
-    client.settimeout(None)
-    request = client.recv(_CHUNK)
-    client.settimeout(0.02)
-    with suppress(TimeoutError):
-        while more := client.recv(_CHUNK):
-            request += more
-    client.settimeout(None)
-    return request
-
-
-def _rest(server: socket.socket, client: socket.socket) -> None:
-    """Pass on what else the server says before the client speaks again."""
-    server.settimeout(0.02)
-    with suppress(TimeoutError):
-        while more := server.recv(_CHUNK):
-            client.sendall(more)
-    server.settimeout(None)
+def _whole(sender: socket.socket, least: int) -> tuple[bytes, int] | None:
+    """Return what is sent next, with how many requests or answers that are: whole ones, at least so many."""
+    reader, content, count = hiredis.Reader(), b"", 0
+    while count < least or reader.has_data():
+        more = sender.recv(_CHUNK)
+        if not more:
+            return None
+        content += more
+        reader.feed(more)
+        while reader.gets() is not False:
+            count += 1
+    return content, count

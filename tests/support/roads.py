@@ -47,6 +47,37 @@ def slow(port: int, delay_s: float) -> Iterator[int]:
         yield door
 
 
+#: What a road can be made to lead to.
+ENDS = {"black hole": b"", "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n", "half a reply": b"$100\r\nabc"}
+
+
+@contextmanager
+def switched(port: int) -> Iterator[tuple[int, Callable[[str], None]]]:
+    """Lead to a server until told where to: one of ENDS, "closed port", or "" for back; return port and switch."""
+    leads, carried = [""], list[socket.socket]()
+
+    def serve(client: socket.socket) -> None:
+        if leads[0] in ENDS:
+            while client.recv(_CHUNK):
+                client.sendall(ENDS.get(leads[0], b""))
+        elif not leads[0]:
+            with socket.create_connection(("127.0.0.1", port)) as server:
+                carried.extend([client, server])
+                back = threading.Thread(target=_carry, args=(server, client, 0), daemon=True)
+                back.start()
+                _carry(client, server, 0)
+                back.join()
+
+    def switch(end: str) -> None:
+        leads[0] = end
+        while end and carried:
+            with suppress(OSError):
+                carried.pop().shutdown(socket.SHUT_RDWR)
+
+    with _listening(serve) as door:
+        yield door, switch
+
+
 @contextmanager
 def _listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
     def guarded(client: socket.socket) -> None:

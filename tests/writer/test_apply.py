@@ -192,6 +192,20 @@ def test_two_plans_in_one_session_both_count(broker, redis):
     assert sorted(waiting_ids(redis)) == sorted(each.task_id for each in (first, second, third))
 
 
+def test_what_an_earlier_plan_of_the_same_run_did_is_no_excuse_for_a_later_one(broker, redis, monkeypatch):
+    """Their actions have the same numbers; the journal of the first must not speak for the second."""
+    seed_unacked(redis)
+    assert told(apply(proposed(broker), broker, dry_run=False)) == ["applied"]
+    orphan = seed_unacked(redis)
+    plan = proposed(broker)
+    monkeypatch.setattr(points, "watchers", [lambda name: redis.delete(KEYS.lock) if name == "after-intent" else None])
+
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert outcome.status == "failed"
+    assert list(unacked(redis)) == [orphan.task_id]
+
+
 # Quarantine
 
 
