@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from opslib import __version__, errors, folders, records, redact, refusals, session
 from opslib import plan as plans
 from opslib.errors import NotFound, OpsError, Refused
-from opslib.plan import Plan
+from opslib.plan import Plan, Status
 from opslib.session import RunResult
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def saved(root: Path, run_id: str) -> tuple[Plan, RunRecord]:
     """
     from opslib.render import archive
 
+    folders.folder(root, run_id)  # an empty id, out of an unset variable, must not mean the newest run
     record = archive.find(root, run_id)
     path = folders.folder(root, record.run_id) / folders.PLAN
     try:
@@ -113,6 +114,12 @@ def saved(root: Path, run_id: str) -> tuple[Plan, RunRecord]:
         raise NotFound(
             f"Run {run_id} saved no plan.", hint="Only a run that came to its plan can be applied."
         ) from None
+
+
+def finished(record: RunRecord) -> bool:
+    """Whether a run came to its end, with nothing left that failed or cannot be told."""
+    settled = {Status.APPLIED, Status.SKIPPED}
+    return record.error is None and bool(record.outcomes) and all(row["status"] in settled for row in record.outcomes)
 
 
 def refused_unless_current(plan: Plan) -> None:

@@ -190,6 +190,15 @@ class Keyspace:
         """List: a queue's messages while a run sorts them; what it still holds after a crash is put back by resume."""
         return f"{self.prefix}{OWN}run:{run_id}:w:{queue}"
 
+    def work_back(self, run_id: str, queue: str) -> str:
+        """List: the same, while an undo deals both parts of the queue together again."""
+        return f"{self.prefix}{OWN}run:{run_id}:w.back:{queue}"
+
+    def set_aside_by(self, key: str) -> str:
+        """Return the run that has set part of a queue aside under this key; empty for another key."""
+        run_id, part, _ = [*key.removeprefix(self.own_runs).split(":", 2), "", ""][:3]
+        return run_id if key.startswith(self.own_runs) and part in {"w", "w.back"} else ""
+
     @property
     def own_runs(self) -> str:
         """What the key of everything that belongs to one run begins with."""

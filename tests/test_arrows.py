@@ -226,7 +226,7 @@ def test_change_is_made_by_scripts() -> None:
 
     assert writing == {**{name: {"eval"} for name in SENDERS}, PRIMITIVE: {"eval", "expire"}}
     (expire,) = found[PRIMITIVE]["expire"]
-    assert ast.unparse(expire) == "self.broker.writes.expire(self.broker.keys.journal(self.run_id), JOURNAL_LIFE_S)"
+    assert ast.unparse(expire) == "self.broker.writes.expire(self.broker.keys.journal(run_id), JOURNAL_LIFE_S)"
 
 
 def test_a_script_is_one_of_ours_and_sent_from_its_one_place() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from opslib.cli import confirm, options, output, results
 from opslib.errors import Refused
+from opslib.plan import Kind
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -40,17 +42,21 @@ def apply(
     Example: ops apply 20261121T021500Z-stuck-tasks-7f3a9c
     """
     del verbose
-    from opslib import direct, settings
+    from opslib import direct, refusals, settings
+    from opslib.writer import resume as resuming
 
     form = output.form(output_form, as_json=as_json)
     plan, record = direct.saved(settings.reports_root(), run_id)
     direct.refused_unless_same(plan, target)
     direct.refused_unless_current(plan)
-    if not record.dry_run:
-        hint = f"`ops resume {run_id}` goes on with it, if it was interrupted."
-        raise Refused(f"Run {run_id} has applied its plan already. Nothing was changed.", hint=hint)
     confirm.possible(yes=yes)
     broker = output.open_broker(plan.target, env_file)
+    with refusals.explained(broker.target.shown_broker):
+        begun = not record.dry_run or resuming.begun(plan, broker, run_id)
+    if begun:
+        hint = f"`ops undo {run_id}` puts it back; `ops resume` finishes the run that applied it, if that was cut off."
+        raise Refused(f"The plan of run {run_id} was applied already. Nothing was changed.", hint=hint)
+    plan = replace(plan, continues=plan.continues or run_id)  # one journal: it can be applied once
     asks = Ask(yes=yes, confirmed=confirmed, reason=reason)
     change(broker, plan, "apply", form, name=record.runbook, asks=asks, found=record.findings)
 
@@ -115,6 +121,10 @@ def resume(
     direct.refused_unless_same(plan, target)
     if record.parameters.get("dry_run") is not False:
         raise Refused(f"Run {run_id} was a dry run.", hint=f"`ops apply {run_id}` applies its plan.")
+    direct.refused_unless_current(plan)
+    if direct.finished(record):
+        output.say(f"Run {run_id} came to its end. Nothing was changed.")
+        return
     broker = output.open_broker(plan.target, env_file)
     with refusals.explained(broker.target.shown_broker):
         left = resuming.remaining(plan, broker, run_id)
@@ -162,10 +172,16 @@ def change(
         confirm.permitted(broker.target.name, protected=broker.target.protected, yes=asks.yes, confirmed=asks.confirmed)
         if plan and not asks.yes:
             output.show(judged.plan(plan))
-            if not confirm.ask(broker.target.name, verb, len(plan)):
+            if not confirm.ask(broker.target.name, verb, _count(plan)):
                 raise typer.Exit(int(Exit.ATTENTION))
     run = direct.run(name, plan, broker, dry_run=dry_run, reason=asks.reason, runbook=name, found=found or ())
     results.conclude(run, form)
+
+
+def _count(plan: Plan) -> int:
+    """Return how much a plan is about: whole lists by their messages, everything else by its actions."""
+    whole = {Kind.PURGE, Kind.DROP, Kind.UNDO}
+    return sum(action.count if action.kind in whole else 1 for action in plan)
 
 
 def _of_archive(run_id: str) -> tuple[str, str]:
@@ -186,6 +202,9 @@ def _of_archive(run_id: str) -> tuple[str, str]:
         record = archive.find(settings.reports_root(), run_id)
     except NotFound:
         return "", run_id
+    if record.runbook == "drop-quarantine":
+        hint = f"The messages are in the vault of its folder, {record.report.rpartition('/')[0]}."
+        raise Refused(f"Run {run_id} dropped a quarantine; that is not undone.", hint=hint)
     if record.runbook == "undo":
         hint = "To make its changes once more, run the runbook again."
         raise Refused(f"Run {run_id} put things back itself; that is not undone.", hint=hint)

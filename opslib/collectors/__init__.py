@@ -76,7 +76,8 @@ def depths(
         listings, strange = queues.lists(broker, names)
         rows = queues.infos(names, listings, queues.Scan(), looks.consumers(answering))
         waiting = queues.coverage(sum(row.depth for row in rows), 0, strange, not_queues)
-    return rows, [keys_coverage, workers_coverage, waiting]
+        aside = keyspace.set_aside(broker, found)
+    return rows, [keys_coverage, workers_coverage, waiting, *aside]
 
 
 def nodes(

@@ -93,6 +93,7 @@ def _find(broker: Broker, wanted: frozenset[str], *, timeout_s: float, max_keys:
             queues.coverage(read, 0, strange, not_queues),
             unacked_coverage,
             results_coverage,
+            *keyspace.set_aside(broker, found),
         ),
         visibility_timeout_s=min(
             (node.visibility_timeout_s for node in nodes if node.visibility_timeout_s), default=3600.0

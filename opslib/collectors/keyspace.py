@@ -33,6 +33,8 @@ class Found:
 
         foreign: Prefixes other than ours under which Celery's keys stand.
 
+        aside: Keys under which an interrupted run has set part of a queue aside.
+
         wrong_type: Keys of a known queue that hold something else than a list, with that type.
     """
 
@@ -41,6 +43,7 @@ class Found:
     remembered: set[str] = field(default_factory=set)
     results: list[bytes] = field(default_factory=list)
     foreign: set[str] = field(default_factory=set)
+    aside: list[str] = field(default_factory=list)
     wrong_type: dict[str, str] = field(default_factory=dict)
     visited: int = 0
     complete: bool = True
@@ -82,8 +85,20 @@ def _sort(broker: Broker, name: bytes, found: Found, undecided: list[bytes]) -> 
         _routes(broker, name, text, found)
     elif "_kombu.binding." in text:
         found.foreign.add(text.split("_kombu.binding.", 1)[0])
+    elif keys.set_aside_by(text):
+        found.aside.append(text)
     elif keys.is_queue_like(text):
         undecided.append(name)
+
+
+def set_aside(broker: Broker, found: Found) -> list[Coverage]:
+    """Return a row of coverage for what interrupted runs have set aside: no worker sees it, nor was it looked into."""
+    rows = []
+    for key in found.aside[:_MOST_LISTS]:
+        count = broker.reads.llen(key.encode("utf-8", "surrogateescape"))
+        note = f"Run {broker.keys.set_aside_by(key)} was cut off while it sorted a queue; `ops resume` deals it back."
+        rows += [Coverage(place="set aside", seen=0, silent=count, note=note)] if count else []
+    return rows
 
 
 def _routes(broker: Broker, name: bytes, text: str, found: Found) -> None:

@@ -97,6 +97,7 @@ def first(
             queues.coverage(scan.total, scan.unread, strange, not_queues, unlisted=scan.unlisted),
             unacked_coverage,
             results_coverage,
+            *keyspace.set_aside(broker, found),
         ),
         visibility_timeout_s=visibility_s,
         visibility_source=source,

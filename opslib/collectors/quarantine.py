@@ -37,9 +37,9 @@ def set_aside(broker: Broker) -> dict[str, int]:
     """Return how many messages each interrupted run has set aside of lists that it was sorting."""
     root = broker.keys.own_runs
     found: Counter[str] = Counter()
-    for name in broker.reads.scan_iter(match=f"{_literal(root)}*:w:*", count=STEP):
+    for name in broker.reads.scan_iter(match=f"{_literal(root)}*:w*:*", count=STEP):
         run_id, part, _ = cast("bytes", name).decode("utf-8", "surrogateescape")[len(root) :].split(":", 2)
-        if part == "w":
+        if part in {"w", "w.back"}:
             found[run_id] += broker.reads.llen(cast("bytes", name))
     return dict(found)
 

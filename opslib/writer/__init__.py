@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, cast
 from opslib import folders, records, redact, refusals, settings
 from opslib import plan as plans
 from opslib.broker import CLOCK_WRONG_S
+from opslib.collectors.quarantine import set_aside
 from opslib.errors import Refused
+from opslib.keys import OWN
 from opslib.plan import Action, Kind, Outcome, Plan, Status
 from opslib.writer import (
     audit,
@@ -69,13 +71,16 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True, confirm: str = ""
         return tuple(Outcome(action=a, status=Status.SKIPPED, reason=f"Dry run. {a.effect}") for a in plan)
     _named(broker, confirm)
     allowed, unconfirmed = _confirmed(plan)
+    plan = replace(plan, actions=tuple(allowed))  # what nobody agreed to is not even saved: it could be resumed
     broker = sites.planned(broker, plan.fingerprint)
     try:
         points.passed("before-lock")
         _identify(plan, broker)
+        for action in plan:
+            _fitting(action, broker)
         folder = _save(plan)
         audit.write("begin", plan=plan.digest, target=plan.target, continues=plan.continues, actions=plan.summary())
-        outcomes = _under_lock_or_full(allowed, plan, broker, folder)
+        outcomes = _under_lock_or_full(plan, broker, folder)
     except Exception as error:
         known = refusals.of(error, broker.target.shown_broker)
         audit.note("refused", plan=plan.digest, why=str(known))
@@ -95,6 +100,22 @@ def _named(broker: Broker, confirm: str) -> None:
     if target.protected and not records.context().record and confirm != target.name:
         hint = f'apply(plan, broker, dry_run=False, confirm="{target.name}")'
         raise Refused(f"{target.name} is protected. Nothing was changed.", hint=hint)
+
+
+def _fitting(action: Action, broker: Broker) -> None:
+    """Refuse an action whose keys are not those of what it shows: what a person reads has to be what is done."""
+    space = broker.keys
+    for copy in action.copies:
+        own = OWN in copy.key.removeprefix(space.prefix)[: len(OWN)]
+        fits = {
+            "waiting": copy.key in space.queue_lists(copy.queue),
+            "list": copy.key in space.queue_lists(action.subject) or (action.kind is Kind.DROP and own),
+            "unacked": copy.key == space.unacked,
+            "index": copy.key in {space.unacked, space.unacked_index},
+            "key": copy.key in {action.subject, space.result(action.subject)} and not own,
+        }.get(copy.place, action.kind is Kind.UNDO)
+        if not fits:
+            raise Refused(f"Action {action.id} shows {action.subject}, and is about {copy.key}. Nothing was changed.")
 
 
 def _save(plan: Plan) -> Path:
@@ -122,15 +143,14 @@ def _confirmed(plan: Plan) -> tuple[list[Action], list[Outcome]]:
         raise Refused(f"The plan that was confirmed cannot be read: {error.strerror}. Nothing was changed.") from None
     agreed = {_intent(action) for action in confirmed}
     reason = "It was not in the plan that was confirmed; look at it and run again."
-    late = [action for action in plan if _intent(action) not in agreed]
-    return [action for action in plan if action not in late], [
-        Outcome(action=a, status=Status.SKIPPED, reason=reason) for a in late
+    return [action for action in plan if _intent(action) in agreed], [
+        Outcome(action=action, status=Status.SKIPPED, reason=reason) for action in plan if _intent(action) not in agreed
     ]
 
 
 def _intent(action: Action) -> tuple[object, ...]:
     """Return what a person agreed to; how a message lies is looked at again."""
-    return action.kind, action.subject, action.destination, action.node, action.terminate
+    return action.kind, action.subject, action.destination, action.node, action.terminate, action.ttl_s
 
 
 def _identify(plan: Plan, broker: Broker) -> None:
@@ -166,17 +186,17 @@ def _identify(plan: Plan, broker: Broker) -> None:
         )
 
 
-def _under_lock_or_full(actions: Sequence[Action], plan: Plan, broker: Broker, folder: Path) -> list[Outcome]:
+def _under_lock_or_full(plan: Plan, broker: Broker, folder: Path) -> list[Outcome]:
     """Carry out under the lock; where a full server has no memory for one, do what can be done without."""
     try:
-        return _under_lock(actions, plan, broker, folder)
+        return _under_lock(plan, broker, folder)
     except Exception as error:
-        if full.answers(error, actions):
-            return full.purge(broker, actions, records.context().run_id)
+        if full.answers(error, plan.actions):
+            return full.purge(broker, plan.actions, records.context().run_id)
         raise
 
 
-def _under_lock(actions: Sequence[Action], plan: Plan, broker: Broker, folder: Path) -> list[Outcome]:
+def _under_lock(plan: Plan, broker: Broker, folder: Path) -> list[Outcome]:
     run_id = plan.continues or records.context().run_id
     told = {"plan": plan.digest, "target": plan.target, "runbook": records.context().runbook}
     told |= {"server": str(broker.information.get("run_id", "")), "host": socket.gethostname()}
@@ -186,12 +206,29 @@ def _under_lock(actions: Sequence[Action], plan: Plan, broker: Broker, folder: P
     ):
         points.passed("after-lock")
         primitive = Primitive(broker, held, run_id=run_id, told=told, watch=watch)
-        outcomes = _carry_out(actions, primitive, held, folder)
+        left, outcomes = _not_done(plan, primitive)
+        outcomes += _carry_out(left, primitive, held, folder)
         points.passed("before-verify")
         outcomes = verify.checked(primitive, outcomes)
         points.passed("before-release")
         primitive.close()
     return outcomes
+
+
+def _not_done(plan: Plan, primitive: Primitive) -> tuple[list[Action], list[Outcome]]:
+    """
+    Split a plan that goes on with a journal by what that journal says is done.
+
+    What was left of it was looked at before the lock was taken; another one may have gone on with it meanwhile.
+    """
+    if not plan.continues:
+        return list(plan), []
+    journal = journals.read(primitive.broker, primitive.run_id)
+    left = resume.left(plan, journal)
+    reason = "It is done already: another run went on with this one meanwhile."
+    return [some for _, some in left if some], [
+        Outcome(action=action, status=Status.SKIPPED, reason=reason) for action, some in left if not some
+    ]
 
 
 def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock, folder: Path) -> list[Outcome]:
@@ -221,8 +258,18 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
             outcomes += do(group) if group else []
         except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
             known = refusals.of(error, primitive.broker.target.shown_broker)
-            outcomes += _broken_off(primitive, group, known.message)
+            outcomes += _broken_off(primitive, group, f"{known.message}{_aside(primitive)}")
     return outcomes
+
+
+def _aside(primitive: Primitive) -> str:
+    """Say how many messages an error left aside: no worker sees them there."""
+    try:
+        count = set_aside(primitive.broker).get(primitive.run_id, 0)
+    except Exception as error:  # noqa: BLE001 - as above
+        refusals.of(error, primitive.broker.target.shown_broker)
+        return ""
+    return f" {count:,} messages are set aside; `ops resume` deals them back." if count else ""
 
 
 def _broken_off(primitive: Primitive, group: Sequence[Action], why: str) -> list[Outcome]:
@@ -234,9 +281,10 @@ def _broken_off(primitive: Primitive, group: Sequence[Action], why: str) -> list
         journal = Journal(run_id=primitive.run_id)
     if primitive.run_id == records.context().run_id:  # an earlier plan of this run had the same numbers
         journal = replace(journal, batches=tuple(b for b in journal.batches if b.order[0] == primitive.epoch))
+    done = resume.done(group, journal)
     return [
         Outcome(action=action, status=Status.APPLIED, reason="It was done before the next ones failed.")
-        if resume.done(action, journal)
+        if action.id in done
         else Outcome(action=action, status=Status.FAILED, reason=why)
         for action in group
     ]

@@ -106,7 +106,8 @@ def _consuming(broker: Broker) -> tuple[dict[str, dict[str, Any]], int]:
     answers = pidbox.ask(broker, [pidbox.Call(method="active_queues")], timeout_s=_ANSWER_S)
     said = {node: json.loads(raw) for node, raw in answers.replies["active_queues"].items()}
     queues = {
-        node: {str(each.get("name")): each for each in some or [] if isinstance(each, dict)}
+        node: {str(each.get("name")): each for each in some if isinstance(each, dict)}
         for node, some in said.items()
+        if isinstance(some, list)
     }
     return queues, max(0, answers.receivers - len(queues))

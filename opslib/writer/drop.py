@@ -46,6 +46,8 @@ def drop(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[Ou
         outcomes.append(
             Outcome(action=action, status=Status.APPLIED if letter == "A" else Status.SKIPPED, reason=reason)
         )
+    for run_id in {found[0] for action in meant if (found := primitive.broker.keys.quarantined(action.subject))}:
+        primitive.close(run_id)
     return outcomes
 
 

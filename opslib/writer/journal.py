@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from opslib.errors import Refused
+
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
 _NUMBER = re.compile(r"(\d+)\.(\d+)")
 _PAGE = 200
+#: What a receipt may unpack to: more than a batch can have.
+_LARGEST = 64 * 1024 * 1024
 #: Letters of items that were changed.
 DONE = frozenset("AN")
 
@@ -112,21 +116,57 @@ class Journal:
                 yield batch, n
 
     @property
+    def on_the_way(self) -> int:
+        """How many messages are in quarantine only because a run was cut off while it moved them through there."""
+        kept = f"run:{self.run_id}:q"
+        through = onward = 0
+        for batch in self.batches:
+            undone = batch.receipt.get("pass") in self.undone_passes
+            for n, item in enumerate(batch.items):
+                if batch.done(n) and not undone:
+                    through += "for" in item
+                    onward += batch.receipt.get("op") == "move" and "undoes" not in item and kept in item["from"][0]
+        return max(0, through - onward)
+
+    @property
+    def keeps(self) -> set[str]:
+        """Every list of this run's own that it ever put a message into."""
+        to = {str(item["to"]) for b in self.batches if b.receipt.get("op") == "rename" for item in b.items}
+        to |= {str(item["to"][0]) for b in self.batches if b.receipt.get("op") == "move" for item in b.items}
+        to |= {str(run[2]) for b in self.batches for run in b.receipt.get("runs", [])}
+        return {key for key in to if f"run:{self.run_id}:" in key}
+
+    @property
     def partial(self) -> list[str]:
         """Batches that were begun and not ended; a person has to look at them."""
         return [batch.number for batch in self.batches if batch.said == "intent"]
 
 
 def read(broker: Broker, run_id: str) -> Journal:
-    """Return a run's journal; an empty one if the run changed nothing here, or too long ago."""
+    """
+    Return a run's journal; an empty one if the run changed nothing here, or too long ago.
+
+    Raises:
+        Refused: If what stands under its name is no journal of ours.
+    """
     fields: dict[str, bytes] = {}
     for name, value in broker.reads.hscan_iter(broker.keys.journal(run_id), count=_PAGE):
         fields[cast("bytes", name).decode("utf-8", "backslashreplace")] = cast("bytes", value)
+    try:
+        return _of_fields(run_id, fields)
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise Refused(
+            f"The journal of run {run_id} cannot be read: {type(error).__name__}.",
+            hint=f"See {broker.keys.journal(run_id)} in the broker's database; docs/safety.md says what is in it.",
+        ) from None
+
+
+def _of_fields(run_id: str, fields: Mapping[str, bytes]) -> Journal:
     batches = [
         Batch(
             number=name,
             said=said.decode(),
-            receipt=json.loads(zlib.decompress(fields[f"{name}:u"])) if f"{name}:u" in fields else {},
+            receipt=_receipt(fields[f"{name}:u"]) if f"{name}:u" in fields else {},
             seen=tuple(fields.get(f"{name}:p", b"").decode().split(",")),
         )
         for name, said in fields.items()
@@ -137,3 +177,11 @@ def read(broker: Broker, run_id: str) -> Journal:
         run=json.loads(fields["run"]) if "run" in fields else {},
         batches=tuple(sorted(batches, key=lambda batch: batch.order)),
     )
+
+
+def _receipt(packed: bytes) -> dict[str, Any]:
+    unpacker = zlib.decompressobj()
+    found = json.loads(unpacker.decompress(packed, _LARGEST))
+    if not isinstance(found, dict):
+        raise TypeError("a receipt is an object")
+    return found

@@ -12,7 +12,7 @@ from opslib.plan import Action, Outcome, Status
 from opslib.writer import journal as journals
 from opslib.writer import points
 from opslib.writer.journal import Batch
-from opslib.writer.moves import GONE, MOVED
+from opslib.writer.moves import CHANGED, GONE, MOVED
 from opslib.writer.primitive import Answer, Primitive
 
 if TYPE_CHECKING:
@@ -42,11 +42,10 @@ def purge(primitive: Primitive, action: Action) -> Outcome:
     grown = [
         f"{copy.key} holds {n} messages by now, {copy.count:,} were planned"
         for copy, letter, n in zip(copies, answer.letters, answer.seen, strict=True)
-        if letter not in {MOVED, GONE}
+        if letter == CHANGED
     ]
     if grown:
-        reason = f"{'; '.join(grown)}. Plan it again." + (f" {moved:,} others were kept aside." if moved else "")
-        return Outcome(action=action, status=Status.FAILED if moved else Status.SKIPPED, reason=reason)
+        return Outcome(action=action, status=Status.SKIPPED, reason=f"{'; '.join(grown)}. Plan it again.")
     if not moved:
         return Outcome(action=action, status=Status.SKIPPED, reason="The queue is empty by now.")
     return Outcome(action=action, status=Status.APPLIED, reason=f"{moved:,} messages are kept in quarantine.")
@@ -84,7 +83,7 @@ def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[
             return []
         begun = answer.number
         points.passed("list-set-aside")
-    quarantine = _free(primitive, key.removeprefix(primitive.broker.keys.prefix))
+    quarantine = _free(primitive, key.removeprefix(primitive.broker.keys.prefix), first=2)
     left = {sha: list(accounts) for sha, accounts in wanted.items()}
     taken: list[dict[str, Any]] = []
     while window := _served_end(primitive, work):  # to its end, for the rest must not stay aside either
@@ -166,9 +165,9 @@ def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, bool]:
     journal = journals.read(primitive.broker, primitive.run_id)
     told: dict[str, Any] = {"list": key, "returns": begun}
     runs = [run for b in journal.of("deal", "sieve", **{"pass": begun}) for run in b.receipt["runs"]]
-    back = aside(primitive.broker, primitive.run_id, key) + ":back"
+    back = primitive.broker.keys.work_back(primitive.run_id, key.removeprefix(primitive.broker.keys.prefix))
     merged = sum(_dealt(b) for b in journal.of("deal", "merge", returns=begun))
-    in_place = True
+    in_place, returned = True, _before(runs, key, merged)
     if not merged and not primitive.broker.writes.exists(_raw(back)):
         kept = sum(count for _, _, to, _, count in runs if to == key)
         after = sum(_dealt(b) for b in journal.of("deal", "finish", list=key) if b.order > _order(begun))
@@ -179,13 +178,20 @@ def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, bool]:
     if in_place:
         for some in _windows(_rest(runs, merged), lambda to: _most(primitive, to if to != key else back)):
             way = [(to if to != key else back, "RIGHT", key, "LEFT", count) for _, _, to, _, count in some]
-            deal(primitive, way, role="merge", items=[], **told)
+            counts = deal(primitive, way, role="merge", items=[], **told)
+            returned += sum(n for n, run in zip(counts, some, strict=True) if run[2] != key)
         pour(primitive, (back, "RIGHT", key, "LEFT"), role="merge-rest", **told)
     else:
         for each in {to for _, _, to, _, _ in runs if to != key}:
-            pour(primitive, (each, "LEFT", key, "RIGHT"), role="next", **told)
+            returned += pour(primitive, (each, "LEFT", key, "RIGHT"), role="next", **told)
     _note_undone(primitive, key, undoes_pass=begun)
-    return sum(count for _, _, to, _, count in runs if to != key), in_place
+    return returned, in_place
+
+
+def _before(runs: Sequence[Sequence[Any]], key: str, merged: int) -> int:
+    """Return how many messages of a pass an undo that was interrupted had put back already."""
+    taken, rest = (sum(int(run[4]) for run in some if run[2] != key) for some in (runs, _rest(runs, merged)))
+    return taken - rest
 
 
 def deal(primitive: Primitive, runs: Sequence[tuple[str, str, str, str, int]], **about: object) -> list[int]:
@@ -241,10 +247,15 @@ def aside(broker: Broker, run_id: str, key: str) -> str:
     return broker.keys.work(run_id, key.removeprefix(broker.keys.prefix))
 
 
-def _free(primitive: Primitive, name: str) -> str:
-    """Return the name of a quarantine of that list which this run has not used yet; under the lock nobody else does."""
+def _free(primitive: Primitive, name: str, first: int = 1) -> str:
+    """
+    Return the name of a quarantine of that list which this run has not used yet; under the lock nobody else does.
+
+    Args:
+        first: 2 for a pass, whose messages must not lie among those that were taken one by one.
+    """
     space = primitive.broker.keys
-    names = (space.quarantine(primitive.run_id, name, part) for part in itertools.count(1))
+    names = (space.quarantine(primitive.run_id, name, part) for part in itertools.count(first))
     return next(each for each in names if not primitive.broker.writes.exists(_raw(each)))
 
 

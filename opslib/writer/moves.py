@@ -161,7 +161,9 @@ class Mover:
 def _steps(served: str) -> int:
     """Return how many messages step aside for one that goes to this place."""
     before, _, length = served.partition("/")
-    return min(int(before), abs(int(length) - int(before))) if before.isdigit() and length else 0
+    if not before.isdigit():
+        return 0
+    return min(int(before), abs(int(length) - int(before))) if length else min(int(before), BATCH_STEPS)
 
 
 def receipt(move: Move) -> dict[str, Any]:

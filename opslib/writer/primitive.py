@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from opslib.errors import Refused
 from opslib.interrupts import deferred
 from opslib.writer import audit, points, scripts
+from opslib.writer import journal as journals
 from opslib.writer.lock import LIFE_MS
 from opslib.writer.watch import Halted, Watch
 
@@ -162,14 +163,22 @@ class Primitive:
             raise Refused(f"Batch {number} was begun and not ended; a person has to compare journal and quarantine.")
         raise Refused(f"The server refused the batch: {said} {letters}; nothing of it was changed.")
 
-    def close(self) -> None:
-        """Let the journal expire some day; what is quarantined never does."""
+    def close(self, run_id: str = "") -> None:
+        """
+        Let a journal expire some day, once its run keeps nothing: what is quarantined never does, nor the way back.
+
+        Args:
+            run_id: Of another run, whose quarantine this one has dropped.
+        """
         from redis.exceptions import RedisError
 
+        run_id = run_id or self.run_id
         if not self._answered:
             return
-        with suppress(RedisError):
-            self.broker.writes.expire(self.broker.keys.journal(self.run_id), JOURNAL_LIFE_S)
+        with suppress(RedisError, Refused):
+            kept = [_encoded(key) for key in journals.read(self.broker, run_id).keeps]
+            if not kept or not self.broker.reads.exists(*kept):
+                self.broker.writes.expire(self.broker.keys.journal(run_id), JOURNAL_LIFE_S)
 
     def _eval(
         self, number: str, script: str, keys: Keys, values: Sequence[bytes | str | float]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -40,27 +40,35 @@ def remaining(plan: Plan, broker: Broker, run_id: str) -> Plan:
             f"Batch {journal.partial[0]} was begun and not ended; a person has to compare journal and quarantine.",
             hint="docs/safety.md says how.",
         )
-    if not journal.batches and plan.fingerprint != broker.fingerprint:
+    if not journal.batches and (plan.fingerprint != broker.fingerprint or plans.stale(plan, broker.server_time())):
         raise Refused(
-            "The run had changed nothing yet, and the server is another one, or was restarted, since.",
+            "There is no journal of the run: it had changed nothing yet and its plan is too old by now, or the journal "
+            "has expired, or the server is another one, or was restarted, since.",
             hint="Run the runbook again.",
         )
+    if not plan.continues and (journal.undone or journal.undone_passes):
+        raise Refused("The run was undone, at least in part; it is not gone on with.", hint="Run the runbook again.")
     made = _made(journal)
-    left = [some for action in plan if not _is_aside(action) and (some := _left(action, journal, made))]
+    rest = [some for action in plan if not _is_aside(action) and (some := _left(action, journal, made))]
     count = max((action.id for action in plan), default=0)
-    left += [
+    rest += [
         replace(action, id=number)
         for number, action in enumerate(undo.set_aside(broker, journal, begun=True), count + 1)
     ]
     now = broker.server_time()
     return replace(
         plan,
-        actions=tuple(left),
+        actions=tuple(rest),
         fingerprint=broker.fingerprint,
         continues=plan.continues or run_id,
         made_at=plans.instant(now),
         expires_at=plans.instant(now + timedelta(seconds=plans.LIFE_S)),
     )
+
+
+def begun(plan: Plan, broker: Broker, run_id: str) -> bool:
+    """Whether a saved plan was applied before, by what the broker's journals say."""
+    return not plan.continues and bool(_site(plan, broker, run_id)[1].batches)
 
 
 def _site(plan: Plan, broker: Broker, run_id: str) -> tuple[Broker, Journal]:
@@ -72,25 +80,32 @@ def _site(plan: Plan, broker: Broker, run_id: str) -> tuple[Broker, Journal]:
     return sites.planned(broker, plan.fingerprint), Journal(run_id=run_id)
 
 
-def done(action: Action, journal: Journal) -> bool:
-    """Whether an action was carried out as a whole; a stop never counts as that, for it ends with a proof."""
-    return _left(action, journal, _made(journal)) is None
+def done(actions: Iterable[Action], journal: Journal) -> set[int]:
+    """Return the numbers of actions that were carried out whole; a stop never is, for it ends with a proof."""
+    made = _made(journal)
+    return {action.id for action in actions if _left(action, journal, made) is None}
+
+
+def left(actions: Iterable[Action], journal: Journal) -> list[tuple[Action, Action | None]]:
+    """Return each action with what is left of it, by a journal that it goes on with; None if nothing is."""
+    made = _made(journal)
+    return [(action, action if _is_aside(action) else _left(action, journal, made)) for action in actions]
 
 
 def _left(action: Action, journal: Journal, made: _Made) -> Action | None:
     """Return what is left of an action, with those copies alone that are not dealt with; None if nothing is."""
     if action.kind is Kind.UNDO:
-        left = [c for c in action.copies if not _put_back(c.place, c.key, int(c.delivery_tag or 0), journal)]
+        rest = [c for c in action.copies if not _put_back(c.place, c.key, int(c.delivery_tag or 0), journal)]
     elif action.kind is Kind.STOP or not action.copies:
         return action
     else:
         names = Counter(made[action.id])
-        left = []
+        rest = []
         for copy in action.copies:
             name = _name(action, copy)
             names[name] -= 1
-            left += [copy] if names[name] < 0 else []
-    return replace(action, copies=tuple(left)) if left else None
+            rest += [copy] if names[name] < 0 else []
+    return replace(action, copies=tuple(rest)) if rest else None
 
 
 def _is_aside(action: Action) -> bool:

@@ -159,8 +159,10 @@ def _on_node(broker: Broker, action: Action) -> tuple[str, int | None, list[int]
     if not isinstance(tasks, dict) or not isinstance(stats, dict):
         return None
     known = tasks.get(action.subject)
-    pid = known[1].get("worker_pid") if known else None
-    return known[0] if known else "", pid, stats.get("pool", {}).get("processes", [])
+    if not isinstance(known, list) or len(known) != 2 or not isinstance(known[1], dict):
+        known = ["", {}]
+    pid = known[1].get("worker_pid")
+    return str(known[0]), pid, stats.get("pool", {}).get("processes", [])
 
 
 def _round(

@@ -74,12 +74,15 @@ def delete(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[
 
 def expire(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
     """Give keys a life; how long they had is in the journal."""
-    outcomes: list[Outcome] = []
+    now_ms = int(primitive.broker.server_time().timestamp() * 1000)
+    reason = "It says no life that a key could have."
+    outcomes = [Outcome(action=a, status=Status.SKIPPED, reason=reason) for a in actions if not _lives(a)]
+    actions = [a for a in actions if _lives(a)]
     for start in range(0, len(actions), _PER_BATCH):
         some = actions[start : start + _PER_BATCH]
-        items = [{"a": a.id, "s": a.subject, "key": a.copies[0].key} for a in some]
+        items = [{"a": a.id, "s": a.subject, "key": a.copies[0].key, "at": now_ms} for a in some]
         orders = [
-            ("expire", a.copies[0].key, "", "", int((a.ttl_s or 0) * 1000) or 1, _life(a.copies[0].life_s), ())
+            ("expire", a.copies[0].key, "", "", max(1, int((a.ttl_s or 0) * 1000)), _life(a.copies[0].life_s), ())
             for a in some
         ]
         letters = _call(primitive, "expire", orders, items)
@@ -90,6 +93,10 @@ def expire(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
             for a, letter in zip(some, letters, strict=True)
         ]
     return outcomes
+
+
+def _lives(action: Action) -> bool:
+    return action.ttl_s is not None and action.ttl_s > 0
 
 
 def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str, tuple[str, int]]]) -> list[str]:
@@ -113,7 +120,8 @@ def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str,
         key, until = str(item["key"]), item.get("until")
         receipt = {**item, "undoes": list(undoes)}
         if "vault" not in item:
-            orders.append((at, ("expire", key, "", "", "" if int(life) < 0 else max(1, int(life)), "", ()), receipt))
+            left = "" if int(life) < 0 else max(1, int(life) - (now_ms - int(item["at"])))
+            orders.append((at, ("expire", key, "", "", left, "", ()), receipt))
         elif until is None or int(until) > now_ms:
             kept = values[key]
             left = "" if until is None else int(until) - now_ms

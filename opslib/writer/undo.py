@@ -180,6 +180,7 @@ def _shown(key: str) -> str:
 
 def carry_out(primitive: Primitive, mover: Mover, actions: Sequence[Action]) -> list[Outcome]:
     """Put things back, the latest first; what a worker took, or what was written anew, is left alone and told."""
+    lists.settle(primitive)
     journal = journals.read(primitive.broker, primitive.run_id)
     batches = {batch.number: batch for batch in journal.batches}
     remembered = _remembered(primitive.broker, journal)
@@ -365,10 +366,10 @@ def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) ->
         return Outcome(action=action, status=Status.APPLIED, reason=f"{count:,} messages are back, in their order.")
     if copy.place == "pass":
         count, in_place = lists.unsieve(primitive, copy.queue, copy.key)
+        if not count:
+            return Outcome(action=action, status=Status.SKIPPED, reason=_NOT_THERE)
         where = "where they were" if in_place else "next to be served, for the queue has moved on"
-        return Outcome(
-            action=action, status=Status.APPLIED, reason=f"{count or copy.count:,} messages are back, {where}."
-        )
+        return Outcome(action=action, status=Status.APPLIED, reason=f"{count:,} messages are back, {where}.")
     batch, n = batches[copy.key], int(copy.delivery_tag)
     item, op, at = batch.items[n], batch.receipt["op"], (copy.key, int(copy.delivery_tag))
     if op == "rename":

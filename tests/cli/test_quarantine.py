@@ -89,7 +89,7 @@ class TestPurge:
             "queue", "purge", QUEUE, "--apply", env=dict(os.environ), cwd=place, answer=lambda _: "default Purge 1"
         )
 
-        assert "type: default purge 1" in done.out
+        assert "type: default purge 5" in done.out
         assert "That is not it" in done.out
         assert contents(shop.redis) == before
 

@@ -358,15 +358,7 @@ class TestByHand:
             begun.in_process(cut("after-result-2"), crash)
         return begun
 
-    @pytest.mark.parametrize(
-        "name",
-        [
-            pytest.param(name, marks=pytest.mark.xfail(reason="an empty id is taken for the newest run"))
-            if name in {"apply --yes: nothing", "resume: nothing"}
-            else name
-            for name in BAD
-        ],
-    )
+    @pytest.mark.parametrize("name", BAD)
     def test_bad_input_changes_nothing(self, trial, monkeypatch, name):
         """No traceback, the exit code that is documented, and neither server, archive nor audit touched."""
         bad = BAD[name]

@@ -9,7 +9,7 @@
 --   X something is in its place. Seen: for each item 'P/L' of the list that it left, or the score that it had.
 local NOTES, FIELDS = KEYS[FIRST_KEY], 13
 -- So far from either end a message is searched for, and so many others step aside for one: each less than 5 ms.
-local REACH, ASIDE = 5000, 1000
+local REACH, ASIDE = 2500, 1000
 
 local items = {}
 for at = FIRST, #ARGV, FIELDS do
@@ -32,6 +32,8 @@ for _, item in ipairs(items) do
     may('ZREM', item.index, item.tag)
   else
     may('LREM', item.source, '-1', item.seen)
+    may('LPOS', item.source, item.seen)
+    may('LLEN', item.source)
   end
   if item.to_index then
     need(item.to_index, 'zset')

@@ -12,6 +12,8 @@ local counts = {'DONE'}
 for n = 2, #KEYS, 2 do
   local length = redis.call('LLEN', KEYS[n])
   local fits = length > 0 and length <= tonumber(ARGV[n / 2])
-  counts[#counts + 1] = fits and redis.call('RENAMENX', KEYS[n], KEYS[n + 1]) == 1 and tostring(length) or '-'
+  local renamed = fits and redis.call('RENAMENX', KEYS[n], KEYS[n + 1]) == 1
+  if renamed then redis.call('PERSIST', KEYS[n + 1]) end -- a queue may be bound to expire; what is kept must not
+  counts[#counts + 1] = renamed and tostring(length) or '-'
 end
 return counts
