@@ -210,6 +210,7 @@ def test_every_key_of_ours_is_named():
         space.quarantine("RUN_ID", "QUEUE"),
         space.quarantine_of_full("RUN_ID", "QUEUE"),
         space.work("RUN_ID", "QUEUE"),
+        space.work_back("RUN_ID", "QUEUE"),
         space.quarantine_notes("RUN_ID"),
     }
 
