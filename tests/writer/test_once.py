@@ -1,0 +1,215 @@
+"""A plan is carried out once, as far as a person agreed to it, on what it shows; and what is kept stays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from opslib import plan as plans
+from opslib import records
+from opslib.collectors import collect, depths
+from opslib.collectors.find import find
+from opslib.errors import Refused
+from opslib.plan import Action, Copy, Kind
+from opslib.writer import apply, journal, lists, points, resume
+from tests.support.plans import planned, purge_of, told, undone, values
+from tests.support.seed import KEYS, seed_waiting
+
+QUEUE = "celery"
+RUN = "20261121T030000Z-trial-abc123"
+
+
+def quarantine_of(seeded):
+    """Return the action that takes a waiting message out of circulation."""
+    copy = Copy(place="waiting", key=seeded.key, queue=seeded.queue, sha256=seeded.sha256)
+    return Action(kind=Kind.QUARANTINE, subject=seeded.task_id, source=QUEUE, destination="quarantine", copies=(copy,))
+
+
+def run_id():
+    """Return the id of the run that this test is."""
+    return records.context().run_id
+
+
+def cut_off_aside(broker, redis, monkeypatch, seeded):
+    """Cut a run off while it sorts a long list; return the run's id."""
+
+    def cut(name):
+        if name == "list-set-aside":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lists, "SEARCHABLE", 10)
+    with monkeypatch.context() as patched:
+        patched.setattr(points, "watchers", [cut])
+        with pytest.raises(KeyboardInterrupt):
+            apply(planned(broker, quarantine_of(seeded[-1])), broker, dry_run=False)
+    redis.delete(KEYS.lock)
+    return run_id()
+
+
+def test_what_is_kept_does_not_expire_with_its_queue(broker, redis):
+    """A queue may be bound to expire, and a name keeps its life when it is changed."""
+    for _ in range(3):
+        seed_waiting(redis)
+    redis.pexpire(QUEUE, 60_000)
+
+    assert told(apply(planned(broker, purge_of(broker, QUEUE)), broker, dry_run=False)) == ["applied"]
+
+    assert redis.ttl(KEYS.quarantine(run_id(), QUEUE)) == -1
+    assert redis.ttl(KEYS.journal(run_id())) == -1  # nor does the way back
+    assert told(undone(broker, run_id())) == ["applied"]
+    assert redis.ttl(KEYS.journal(run_id())) > 0
+
+
+def test_a_purge_of_which_one_list_has_grown_too_much_leaves_them_all(broker, redis):
+    """All or nothing."""
+    for priority in (0, 9):
+        for _ in range(5):
+            seed_waiting(redis, priority=priority)
+    plan = planned(broker, purge_of(broker, QUEUE))
+    for _ in range(50):
+        seed_waiting(redis, priority=9)
+    before = values(redis)
+
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert outcome.status == "skipped"
+    assert "holds 55 messages by now, 5 were planned" in outcome.reason
+    assert values(redis) == before
+
+
+def test_a_plan_that_goes_on_with_a_journal_is_carried_out_once(broker, redis):
+    """What came meanwhile was never meant, however often the plan is sent."""
+    for _ in range(3):
+        seed_waiting(redis)
+    plan = replace(planned(broker, purge_of(broker, QUEUE)), continues=RUN)
+    assert told(apply(plan, broker, dry_run=False)) == ["applied"]
+    seed_waiting(redis)
+    before = values(redis)
+
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert outcome.status == "skipped"
+    assert "done already" in outcome.reason
+    assert values(redis) == before
+
+
+def test_what_nobody_agreed_to_is_not_even_saved(broker, redis, tmp_path, monkeypatch):
+    """A resume would carry it out."""
+    agreed, late = seed_waiting(redis), seed_waiting(redis)
+    path = tmp_path / "confirmed.json"
+    path.write_bytes(plans.write(planned(broker, quarantine_of(agreed))))
+    told_run = {"run_id": RUN, "record": str(tmp_path / "record.json"), "confirmed": str(path)}
+    monkeypatch.setenv("OPS_RUN", json.dumps(told_run))
+
+    outcomes = apply(planned(broker, quarantine_of(agreed), quarantine_of(late)), broker, dry_run=False)
+
+    assert told(outcomes) == ["applied", "skipped"]
+    saved = plans.read((tmp_path / "plan.json").read_bytes())
+    assert [action.subject for action in saved] == [agreed.task_id]
+    assert len(resume.remaining(saved, broker, RUN)) == 0
+
+
+def test_a_run_that_was_undone_is_not_gone_on_with(broker, redis):
+    """Nobody asked for half of it."""
+    plan = planned(broker, *(quarantine_of(seed_waiting(redis)) for _ in range(2)))
+    apply(plan, broker, dry_run=False)
+    undone(broker, run_id())
+
+    with pytest.raises(Refused, match="was undone"):
+        resume.remaining(plan, broker, run_id())
+
+
+@pytest.mark.parametrize("life_s", [900, -1])
+def test_without_its_journal_only_a_fresh_plan_is_gone_on_with(broker, redis, life_s):
+    """An old one may have been carried out long ago."""
+    plan = planned(broker, quarantine_of(seed_waiting(redis)), life_s=life_s)
+
+    if life_s > 0:
+        assert len(resume.remaining(plan, broker, RUN)) == 1
+    else:
+        with pytest.raises(Refused, match="no journal"):
+            resume.remaining(plan, broker, RUN)
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        Copy(place="list", key="payments", queue=QUEUE, count=1),
+        Copy(place="waiting", key="payments", queue=QUEUE, sha256="0"),
+        Copy(place="unacked", key="payments", queue=QUEUE),
+        Copy(place="key", key="payments"),
+        Copy(place="key", key="opslib:lock"),
+        Copy(place="list", key="opslib:lock", count=1),
+    ],
+)
+def test_what_is_shown_is_what_is_changed(broker, redis, copy):
+    """A plan whose keys are not those of what it names is refused, whoever made it."""
+    redis.rpush("payments", "x")
+    kind = {"list": Kind.PURGE, "key": Kind.DELETE}.get(copy.place, Kind.QUARANTINE)
+    action = Action(kind=kind, subject=QUEUE, source=QUEUE, destination="quarantine", copies=(copy,))
+    before = values(redis)
+
+    with pytest.raises(Refused, match="and is about"):
+        apply(planned(broker, action), broker, dry_run=False)
+
+    assert values(redis) == before
+
+
+@pytest.mark.parametrize("ttl_s", [None, 0, -5])
+def test_a_life_that_is_none_deletes_nothing(broker, redis, ttl_s):
+    """It is skipped, with why."""
+    redis.set("key", "x")
+    copy = Copy(place="key", key="key", life_s=-1)
+    action = Action(kind=Kind.EXPIRE, subject="key", source="key", destination="key", copies=(copy,), ttl_s=ttl_s)
+
+    assert told(apply(planned(broker, action), broker, dry_run=False)) == ["skipped"]
+
+    assert redis.ttl("key") == -1
+
+
+def test_what_is_set_aside_is_a_place_that_was_not_seen(broker, redis, monkeypatch):
+    """Every look says so; a resume deals it back, in its order."""
+    seeded = [seed_waiting(redis) for _ in range(100)]
+    before = redis.lrange(QUEUE, 0, -1)
+    run = cut_off_aside(broker, redis, monkeypatch, seeded)
+    assert not redis.exists(QUEUE)
+
+    looks = [
+        find(broker, [seeded[0].task_id], answer_within="0.1s").coverage,
+        collect(broker, settle="0.01s", answer_within="0.1s").coverage,
+        depths(broker, answer_within="0.1s")[1],
+    ]
+    for coverage in looks:
+        (row,) = [row for row in coverage if row.place == "set aside"]
+        assert row.silent == 100
+        assert run in row.note
+    plan = planned(broker, quarantine_of(seeded[-1]))
+    assert journal.read(broker, run).batches
+    left = resume.remaining(plan, broker, run)
+    assert set(told(apply(left, broker, dry_run=False))) == {"applied"}
+    assert redis.lrange(QUEUE, 0, -1) == before[1:]
+
+
+def test_a_dropped_quarantine_is_not_said_to_be_put_back(broker, redis, monkeypatch):
+    """Nothing of the pass is there any more."""
+    monkeypatch.setattr(lists, "SEARCHABLE", 10)
+    seeded = [seed_waiting(redis) for _ in range(50)]
+    apply(planned(broker, quarantine_of(seeded[40])), broker, dry_run=False)
+    redis.delete(KEYS.quarantine(run_id(), QUEUE, part=2))
+
+    (outcome,) = undone(broker, run_id())
+
+    assert outcome.status == "skipped"
+    assert "dropped" in outcome.reason
+    assert redis.lrange(QUEUE, 0, -1) == [each.raw for n, each in enumerate(seeded) if n != 40][::-1]
+
+
+@pytest.mark.parametrize("field", ["run", "1.1:u", "1.1"])
+def test_a_journal_that_is_none_of_ours_is_told(broker, redis, field):
+    """No defect, and no traceback."""
+    redis.hset(KEYS.journal(RUN), mapping={"1.1": "A", field: b"\xff\x00"})
+
+    with pytest.raises(Refused, match="cannot be read"):
+        journal.read(broker, RUN)
