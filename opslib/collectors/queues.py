@@ -237,6 +237,22 @@ def stream(broker: Broker, listing: Listing, *, limit: int | None = None) -> Ite
         size = min(most, _next_window(size, window))
 
 
+def likely(broker: Broker, key: str) -> Iterator[bytes]:
+    """
+    Yield a list's messages, those at the end that is served first, and then all.
+
+    What was put back lies there; only what is not found makes anybody read the rest. On a live queue nothing tells
+    where the one ends and the other begins, so those at the end come twice.
+    """
+    name = _name(key)
+    length = broker.reads.llen(name)
+    size, _ = _window(broker, name, length) if length else (0, 0)
+    served = cast("list[bytes]", broker.reads.lrange(name, -size, -1)) if size else []
+    yield from reversed(served)
+    if length > len(served):
+        yield from (raw for _, raw in stream(broker, Listing(key=key, queue=key, priority=0, length=length)))
+
+
 def _window(broker: Broker, name: bytes, length: int) -> tuple[int, int]:
     """
     Return how many messages to ask for first, and how many at the most.

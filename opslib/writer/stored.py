@@ -14,8 +14,11 @@ from opslib.writer import points, scripts, vault
 from opslib.writer.primitive import Primitive
 from opslib.writer.vault import Kept
 
-#: A collection with more elements is not compared in one step.
-_MOST_ELEMENTS = 10_000
+#: A collection with more elements, or of more bytes, is not compared in one step: that would stop everybody else.
+_MOST_ELEMENTS = 2_000
+_MOST_BYTES = 4 * 1024 * 1024
+#: What an element costs beside its bytes, in a batch.
+_ELEMENT = 500
 _PER_BATCH = 50
 T = TypeVar("T")
 #: Verb, key, type, fingerprint, life to give, life as seen, parts; what keys.lua takes for one key.
@@ -56,7 +59,7 @@ def delete(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[
     vault.write(path, header, (each for _, each, _ in kept))
     points.passed("after-vault")
     where = str(path.relative_to(settings.reports_root()))
-    for some in _batches(kept, lambda each: sum(map(len, each[1].parts))):
+    for some in _batches(kept, lambda each: _weight(each[1].parts)):
         items = [
             {"a": a.id, "s": a.subject, "key": a.copies[0].key, "until": k.expires_at_ms, "vault": where}
             for a, k, _ in some
@@ -126,7 +129,7 @@ def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str,
             kept = values[key]
             left = "" if until is None else int(until) - now_ms
             orders.append((at, ("put", key, kept.type, "", left, "", kept.parts), receipt))
-    for some in _batches(orders, lambda each: sum(map(len, each[1][-1]))):
+    for some in _batches(orders, lambda each: _weight(each[1][-1])):
         said = _call(primitive, "put", [order for _, order, _ in some], [receipt for *_, receipt in some])
         for (at, *_), letter in zip(some, said, strict=True):
             letters[at] = letter
@@ -136,6 +139,9 @@ def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str,
 def read(primitive: Primitive, key: str) -> tuple[Kept, str] | str:
     """Return what a key holds and its fingerprint, or why it cannot be kept."""
     name = key.encode("utf-8", "surrogateescape")
+    weight = primitive.broker.reads.memory_usage(name) or 0
+    if weight > _MOST_BYTES and primitive.broker.reads.type(name) != b"string":
+        return f"It weighs {weight:,} bytes; at most {_MOST_BYTES:,} of a collection are compared in one step."
     text = scripts.text("read_key")
     answer = cast("list[Any]", primitive.broker.writes.eval(text, 1, name, _MOST_ELEMENTS))
     kind = answer[0].decode()
@@ -164,6 +170,10 @@ def _call(primitive: Primitive, role: str, orders: Sequence[_Order], items: Sequ
         values += [keys.number(key), verb, kind, print_, life, was, len(parts), *parts]
     receipt = {"op": "keys", "role": role, "items": list(items)}
     return primitive.call("keys", keys, values, receipt=receipt, about={role: [item["key"] for item in items]}).letters
+
+
+def _weight(parts: Sequence[bytes]) -> int:
+    return sum(map(len, parts)) + _ELEMENT * len(parts)
 
 
 def _batches(each_of: Sequence[T], weight_of: Callable[[T], int]) -> Iterator[list[T]]:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 _ANSWER_S = 2.0
 #: Messages put back in one go: their bytes are in memory until then.
 _PER_GO = 500
-_NOT_THERE = "It is not where the run put it: a worker has taken it meanwhile, or somebody moved or dropped it."
+_NOT_THERE = (
+    "It was not found where the run put it, near either end: a worker has taken it meanwhile, or somebody moved or "
+    "dropped it."
+)
 
 
 def plan(broker: Broker, run_id: str) -> Plan:
@@ -326,8 +329,7 @@ def _arrived(broker: Broker, items: Sequence[Mapping[str, Any]]) -> dict[str, by
             wanted[key].add(item["sha"])
     for key, shas in wanted.items():
         left = set(shas)
-        length = broker.writes.llen(_raw(key))
-        for _, raw in queues.stream(broker, queues.Listing(key=key, queue=key, priority=0, length=length)):
+        for raw in queues.likely(broker, key):
             sha = digest(raw)
             if sha in left:
                 left.discard(sha)

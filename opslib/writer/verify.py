@@ -95,8 +95,7 @@ def _absent(broker: Broker, key: str, wanted: Sequence[tuple[str, int]]) -> set[
     left: defaultdict[str, list[int]] = defaultdict(list)
     for sha, action in wanted:
         left[sha].append(action)
-    length = broker.reads.llen(key.encode("utf-8", "surrogateescape"))
-    for _, raw in queues.stream(broker, queues.Listing(key=key, queue=key, priority=0, length=length)):
+    for raw in queues.likely(broker, key):
         actions = left.get(digest(raw))
         if actions:
             actions.pop()
