@@ -24,11 +24,11 @@ from opslib.writer import (
     lists,
     lock,
     points,
+    putback,
     repair,
     resume,
     sites,
     stored,
-    undo,
     vault,
     verify,
 )
@@ -246,7 +246,7 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
         ({Kind.EXPIRE}, lambda some: stored.expire(primitive, some)),
         ({Kind.DROP}, lambda some: drop.drop(primitive, some, vault.free(folder))),
         ({Kind.RESUME}, lambda some: [consumers.order(primitive, action) for action in some]),
-        ({Kind.UNDO}, lambda some: undo.carry_out(primitive, mover, some)),
+        ({Kind.UNDO}, lambda some: putback.carry_out(primitive, mover, some)),
     )
     outcomes: list[Outcome] = []
     for kinds, do in groups:

@@ -34,6 +34,7 @@ from opslib.writer import (
     moves,
     points,
     primitive,
+    putback,
     repair,
     resume,
     stored,
@@ -180,7 +181,7 @@ _SMALL: tuple[tuple[Any, str, float], ...] = (
     (watching, "_MOST", 6),
     (lists, "_WINDOW", 6),
     (lists, "SEARCHABLE", 20),
-    (undo, "_PER_GO", 3),
+    (putback, "_PER_GO", 3),
     (watching, "_LONGEST_PAUSE_S", 1.0),
     (import_module("opslib.writer.stop"), "_PAUSE_S", 0.0),  # the package gives that name to its function
 )

@@ -49,7 +49,7 @@ from opslib import plan as plans
 from opslib import records, writer
 from opslib.errors import NotFound, Refused
 from opslib.plan import Action, Copy, Kind
-from opslib.writer import apply, audit, lists, lock, points, scripts, undo, vault
+from opslib.writer import apply, audit, lists, lock, points, putback, scripts, vault
 from opslib.writer.moves import Move, Mover, Place
 from opslib.writer.primitive import Primitive
 from tests.support import proxy, servers
@@ -529,7 +529,7 @@ def test_what_a_node_would_drop_is_not_put_back(trial, archive, monkeypatch, gua
     stop = Action(kind=Kind.STOP, subject=task_id, source="late", destination="quarantine")
     assert told(apply(planned(broker, stop), broker, dry_run=False)) == ["applied"]
     if not guarded:
-        monkeypatch.setattr(undo, "_remembered", lambda *_: {})
+        monkeypatch.setattr(putback, "_remembered", lambda *_: {})
 
     outcomes = undone(broker, run_id())
     trial.app.control.add_consumer("late", destination=[node.name], reply=True)
