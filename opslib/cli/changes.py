@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from opslib.cli import confirm, options, output, results
 from opslib.errors import Refused
-from opslib.plan import Kind
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -42,6 +40,8 @@ def apply(
     Example: ops apply 20261121T021500Z-stuck-tasks-7f3a9c
     """
     del verbose
+    import dataclasses
+
     from opslib import direct, refusals, settings
     from opslib.writer import resume as resuming
 
@@ -56,7 +56,7 @@ def apply(
     if begun:
         hint = f"`ops undo {run_id}` puts it back; `ops resume` finishes the run that applied it, if that was cut off."
         raise Refused(f"The plan of run {run_id} was applied already. Nothing was changed.", hint=hint)
-    plan = replace(plan, continues=plan.continues or run_id)  # one journal: it can be applied once
+    plan = dataclasses.replace(plan, continues=plan.continues or run_id)  # one journal: it can be applied once
     asks = Ask(yes=yes, confirmed=confirmed, reason=reason)
     change(broker, plan, "apply", form, name=record.runbook, asks=asks, found=record.findings)
 
@@ -180,6 +180,8 @@ def change(
 
 def _count(plan: Plan) -> int:
     """Return how much a plan is about: whole lists by their messages, everything else by its actions."""
+    from opslib.plan import Kind
+
     whole = {Kind.PURGE, Kind.DROP, Kind.UNDO}
     return sum(action.count if action.kind in whole else 1 for action in plan)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from opslib import redact
 from opslib.cli.options import Format
 from opslib.errors import Exit, OpsError
 
@@ -57,6 +55,8 @@ def emit(
         shown = table()
         show(*(shown if isinstance(shown, list) else [shown]))
     elif form is Format.IDS:
+        from opslib import redact
+
         for name in dict.fromkeys(ids(row) if ids else "" for row in rows):
             line = redact.plain(name).replace("\n", "\\x0a")
             sys.stdout.write(f"{line}\n")
@@ -143,11 +143,17 @@ def _width(is_terminal: bool) -> int | None:
 
 def _line(value: object) -> str:
     """Return text on one line: what it quotes from elsewhere must not look like a line of ours."""
+    from opslib import redact
+
     return redact.plain(" ".join(str(value).splitlines()))
 
 
 def _json(value: object, indent: int | None = None) -> str:
     """Return JSON in ASCII: a control character or one that turns the direction is spelled out, DEL too."""
+    import json
+
+    from opslib import redact
+
     return json.dumps(redact.values(_plain(value)), indent=indent).replace("\x7f", "\\u007f")
 
 

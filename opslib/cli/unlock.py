@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,5 +64,7 @@ def _show(held: list[tuple[Broker, Holder]], target: str, form: options.Format) 
     elif form is options.Format.IDS:
         output.emit([holder for _, holder in held], form, table=lambda: "", ids=lambda row: str(row.lock_id))
     else:
+        from dataclasses import asdict
+
         holders = [{"server": site.target.shown_broker, **asdict(holder)} for site, holder in held]
         output.document({"held": bool(held), "holders": holders}, form)
