@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 #: Between the parts of a binding and before a priority step (kombu's `sep`).
 SEPARATOR = "\x06\x16"
@@ -12,6 +13,16 @@ SEPARATOR = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 #: Everything that this tool writes begins so.
 OWN = "opslib:"
+
+
+def raw_name(name: str) -> bytes:
+    """Return a name as the server spells it; one that is not UTF-8 survives the round trip."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def key_name(raw: object) -> str:
+    """Return what the server calls a key, a field or a member, as text."""
+    return cast("bytes", raw).decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

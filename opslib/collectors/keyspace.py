@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from opslib.facts import Coverage
-from opslib.keys import Binding
+from opslib.keys import Binding, key_name, raw_name
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -78,7 +78,7 @@ def read(broker: Broker, *, max_keys: int) -> tuple[Found, Coverage]:
 
 def _sort(broker: Broker, name: bytes, found: Found, undecided: list[bytes]) -> None:
     keys = broker.keys
-    text = name.decode("utf-8", "surrogateescape")
+    text = key_name(name)
     if text.startswith(keys.result_root):
         found.results.append(name)
     elif text.startswith(keys.binding_root):
@@ -95,7 +95,7 @@ def set_aside(broker: Broker, found: Found) -> list[Coverage]:
     """Return a row of coverage for what interrupted runs have set aside: no worker sees it, nor was it looked into."""
     rows = []
     for key in found.aside[:_MOST_LISTS]:
-        count = broker.reads.llen(key.encode("utf-8", "surrogateescape"))
+        count = broker.reads.llen(raw_name(key))
         note = f"Run {broker.keys.set_aside_by(key)} was cut off while it sorted a queue; `ops resume` deals it back."
         rows += [Coverage(place="set aside", seen=0, silent=count, note=note)] if count else []
     return rows
@@ -110,7 +110,7 @@ def _routes(broker: Broker, name: bytes, text: str, found: Found) -> None:
     except ResponseError:
         return
     for member in members:
-        binding = broker.keys.binding(text, member.decode("utf-8", "surrogateescape"))
+        binding = broker.keys.binding(text, key_name(member))
         if binding is None:
             continue
         if binding.exchange.endswith(".pidbox"):
@@ -129,7 +129,5 @@ def _lists_among(broker: Broker, names: list[bytes]) -> list[str]:
             for name in page:
                 pipe.type(name)
             kinds = cast("list[bytes]", pipe.execute())
-        lists += [
-            name.decode("utf-8", "surrogateescape") for name, kind in zip(page, kinds, strict=True) if kind == b"list"
-        ]
+        lists += [key_name(name) for name, kind in zip(page, kinds, strict=True) if kind == b"list"]
     return lists

@@ -11,6 +11,7 @@ from opslib.collectors import queues
 from opslib.collectors.keyspace import STEP
 from opslib.envelope import Head, Unreadable, digest, head, unacked_head
 from opslib.facts import Quarantined, QuarantinedMessage
+from opslib.keys import key_name, raw_name
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -24,7 +25,7 @@ def lists(broker: Broker, run_id: str = "") -> list[Quarantined]:
     root = f"{space.own_runs}{run_id}{':q' if run_id else ''}"
     found = []
     for name in broker.reads.scan_iter(match=f"{_literal(root)}*", count=STEP):
-        key = cast("bytes", name).decode("utf-8", "surrogateescape")
+        key = key_name(name)
         parts = space.quarantined(key)
         if parts and (not run_id or parts[0] == run_id):
             count = broker.reads.llen(cast("bytes", name))
@@ -38,7 +39,7 @@ def set_aside(broker: Broker) -> dict[str, int]:
     root = broker.keys.own_runs
     found: Counter[str] = Counter()
     for name in broker.reads.scan_iter(match=f"{_literal(root)}*:w*:*", count=STEP):
-        run_id, part, _ = cast("bytes", name).decode("utf-8", "surrogateescape")[len(root) :].split(":", 2)
+        run_id, part, _ = key_name(name)[len(root) :].split(":", 2)
         if part in {"w", "w.back"}:
             found[run_id] += broker.reads.llen(cast("bytes", name))
     return dict(found)
@@ -46,7 +47,7 @@ def set_aside(broker: Broker) -> dict[str, int]:
 
 def messages(broker: Broker, listing: Quarantined, *, limit: int) -> Iterator[QuarantinedMessage]:
     """Yield what one list holds, as far as it can be decoded, with the note that was made of each."""
-    notes = broker.keys.quarantine_notes(listing.run_id).encode("utf-8", "surrogateescape")
+    notes = raw_name(broker.keys.quarantine_notes(listing.run_id))
     whole = queues.Listing(key=listing.key, queue=listing.queue, priority=0, length=listing.count)
     for _, raw in queues.stream(broker, whole, limit=limit):
         note = _note(cast("bytes | None", broker.reads.hget(notes, digest(raw).encode())))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from opslib.envelope import Head, Unreadable, digest, head, peek
 from opslib.facts import Coverage, QueueInfo, UnreadableMessage, WaitingMessage
+from opslib.keys import raw_name
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -151,8 +152,8 @@ def lists(broker: Broker, names: Iterable[str]) -> tuple[list[Listing], dict[str
         page = wanted[start : start + _MOST_PER_WINDOW]
         with broker.reads.pipeline(transaction=False) as pipe:
             for _, key, _ in page:
-                pipe.type(_name(key))
-                pipe.llen(_name(key))
+                pipe.type(raw_name(key))
+                pipe.llen(raw_name(key))
             replies = pipe.execute(raise_on_error=False)
         for (name, key, step), kind, length in zip(page, replies[::2], replies[1::2], strict=True):
             if kind == b"list" and isinstance(length, int):
@@ -164,7 +165,7 @@ def lists(broker: Broker, names: Iterable[str]) -> tuple[list[Listing], dict[str
 
 def looks_like_one(broker: Broker, key: str) -> bool:
     """Whether the next message of a list that nobody declared as a queue is one of Celery's."""
-    raw = cast("bytes | None", broker.reads.lindex(_name(key), -1))
+    raw = cast("bytes | None", broker.reads.lindex(raw_name(key), -1))
     return raw is not None and isinstance(head(raw), Head)
 
 
@@ -221,7 +222,7 @@ def stream(broker: Broker, listing: Listing, *, limit: int | None = None) -> Ite
     wanted = listing.length if limit is None else min(limit, listing.length)
     if not wanted:
         return
-    name, last = _name(listing.key), None
+    name, last = raw_name(listing.key), None
     size, most = _window(broker, name, listing.length)
     index = listing.length - wanted
     while True:
@@ -244,7 +245,7 @@ def likely(broker: Broker, key: str) -> Iterator[bytes]:
     What was put back lies there; only what is not found makes anybody read the rest. On a live queue nothing tells
     where the one ends and the other begins, so those at the end come twice.
     """
-    name = _name(key)
+    name = raw_name(key)
     length = broker.reads.llen(name)
     size, _ = _window(broker, name, length) if length else (0, 0)
     served = cast("list[bytes]", broker.reads.lrange(name, -size, -1)) if size else []
@@ -354,8 +355,3 @@ def _unreadable(found: Unreadable, listing: Listing, position: int, raw: bytes) 
         size_bytes=len(raw),
         reason=found.reason,
     )
-
-
-def _name(key: str) -> bytes:
-    """Return a key as the server spells it; names that are not UTF-8 survive the round trip."""
-    return key.encode("utf-8", "surrogateescape")

@@ -11,6 +11,7 @@ import msgspec
 
 from opslib.envelope import digest
 from opslib.facts import FINAL_STATES, Coverage, StoredResult
+from opslib.keys import key_name, raw_name
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -88,7 +89,7 @@ def by_id(broker: Broker, ids: Iterable[str]) -> tuple[list[StoredResult], Cover
         return [], Coverage(place="results", seen=0, silent=len(asked), note=_NOT_REDIS)
     rows: list[StoredResult] = []
     try:
-        for page in _pages(broker.keys.result(task_id).encode("utf-8", "surrogateescape") for task_id in asked):
+        for page in _pages(raw_name(broker.keys.result(task_id)) for task_id in asked):
             rows += _full(broker.results, page, broker.keys.result_root)
     except RedisError as error:
         return rows, Coverage(place="results", seen=len(rows), silent=len(asked), note=_unread(error))
@@ -152,7 +153,7 @@ def _full(client: Redis, keys: Sequence[bytes], root: str) -> list[StoredResult]
 
 
 def _row(key: bytes, raw: bytes, size: int, expires_at: float | None, root: str) -> StoredResult:
-    name = key.decode("utf-8", "surrogateescape")
+    name = key_name(key)
     task_id = name.removeprefix(root)
     try:
         found = _decode(raw)

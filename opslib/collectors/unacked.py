@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from opslib.collectors.queues import WINDOW_BYTES, head_fields
 from opslib.envelope import Head, digest, unacked_head
 from opslib.facts import Coverage, UnackedMessage, UnreadableMessage
-from opslib.keys import Binding, destinations
+from opslib.keys import Binding, destinations, key_name
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -129,7 +129,7 @@ def _file(
     odd: list[UnreadableMessage],
 ) -> None:
     found, exchange, routing_key = unacked_head(raw)
-    name = tag.decode("utf-8", "surrogateescape")
+    name = key_name(tag)
     if isinstance(found, Head):
         queues = destinations(bindings, exchange, routing_key)
         rows.append(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from opslib import refusals
 from opslib.errors import NotFound
+from opslib.keys import key_name, raw_name
 from opslib.writer import lock, sites
 
 if TYPE_CHECKING:
@@ -346,7 +347,7 @@ def _journal(broker: Broker, run_id: str) -> dict[str, str]:
     from redis.exceptions import ResponseError
 
     found: dict[str, str] = {}
-    name = broker.keys.journal(run_id).encode("utf-8", "surrogateescape")
+    name = raw_name(broker.keys.journal(run_id))
     try:
         for number, letters in broker.reads.hscan_iter(name, match="[0-9]*.*[0-9]", count=_PAGE):
             text = cast("bytes", number).decode("utf-8", "replace")
@@ -361,15 +362,13 @@ def _journal(broker: Broker, run_id: str) -> dict[str, str]:
 def _strangers(broker: Broker, known: set[str], max_keys: int) -> tuple[list[Problem], str]:
     """Return the runs that have a journal and no line in the file, and what was not looked at."""
     start = broker.keys.own_runs
-    pattern = _GLOB.sub(r"\\\1", start).encode("utf-8", "surrogateescape") + b"*:j"
+    pattern = raw_name(_GLOB.sub(r"\\\1", start)) + b"*:j"
     found: set[str] = set()
     cursor, visited, total = 0, 0, broker.reads.dbsize()
     while True:
         cursor, names = cast("tuple[int, list[bytes]]", broker.reads.scan(cursor, match=pattern, count=_STEP))
         visited += _STEP
-        found |= {
-            name.decode("utf-8", "surrogateescape").removeprefix(start).removesuffix(":j") for name in names
-        } - known
+        found |= {key_name(name).removeprefix(start).removesuffix(":j") for name in names} - known
         if cursor == 0:
             return [_stranger(broker, run_id) for run_id in sorted(found) if ":" not in run_id], ""
         if visited >= max_keys:
@@ -381,7 +380,7 @@ def _stranger(broker: Broker, run_id: str) -> Problem:
     """Say from where a run came that the file knows nothing of, if its journal does."""
     told: object = None
     with suppress(ValueError, RecursionError):
-        name = broker.keys.journal(run_id).encode("utf-8", "surrogateescape")
+        name = raw_name(broker.keys.journal(run_id))
         told = json.loads(cast("bytes | None", broker.reads.hget(name, "run")) or b"{}")
     host = str(told.get("host") or "") if isinstance(told, dict) else ""
     if host and host != socket.gethostname():

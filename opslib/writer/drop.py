@@ -7,6 +7,7 @@ from pathlib import Path
 
 from opslib import settings
 from opslib.collectors import queues
+from opslib.keys import raw_name
 from opslib.plan import Action, Outcome, Status
 from opslib.writer import points, stored, vault
 from opslib.writer.primitive import Primitive
@@ -23,7 +24,7 @@ def drop(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[Ou
     meant: list[Action] = []
     for action in actions:
         copy = action.copies[0]
-        length = primitive.broker.reads.llen(_raw(copy.key))
+        length = primitive.broker.reads.llen(raw_name(copy.key))
         if length != copy.count:
             reason = f"It holds {length:,} messages; {copy.count:,} were planned."
             outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=reason))
@@ -56,8 +57,4 @@ def _messages(primitive: Primitive, actions: Sequence[Action]) -> Iterator[Kept]
         copy = action.copies[0]
         listing = queues.Listing(key=copy.key, queue=copy.queue, priority=0, length=copy.count)
         for _, raw in queues.stream(primitive.broker, listing):
-            yield Kept(key=_raw(copy.key), type="message", parts=(raw,), note={"queue": copy.queue})
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+            yield Kept(key=raw_name(copy.key), type="message", parts=(raw,), note={"queue": copy.queue})

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib.errors import LockHeld, Refused
+from opslib.keys import raw_name
 from opslib.plan import Action, Kind, Outcome, Status
 from opslib.writer import audit, lists, scripts
 
@@ -42,7 +43,7 @@ def purge(broker: Broker, actions: Sequence[Action], run_id: str) -> list[Outcom
         ]
         keys = [broker.keys.lock, *(key for pair in pairs for key in pair[:2])]
         audit.write("intent", plan="", script="rename_full", renames=[list(pair[:2]) for pair in pairs])
-        names = [key.encode("utf-8", "surrogateescape") for key in keys]
+        names = [raw_name(key) for key in keys]
         said = cast(
             "list[Any]",
             broker.writes.eval(scripts.text("rename_full"), len(names), *names, *(most for _, _, most in pairs)),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from opslib.envelope import digest
 from opslib.errors import Refused
+from opslib.keys import raw_name
 from opslib.plan import Action, Outcome, Status
 from opslib.writer import journal as journals
 from opslib.writer import points
@@ -75,7 +76,7 @@ def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[
         The accounts of what was taken.
     """
     work = aside(primitive.broker, primitive.run_id, key)
-    if primitive.broker.writes.exists(_raw(work)):  # an interrupted pass, gone on with
+    if primitive.broker.writes.exists(raw_name(work)):  # an interrupted pass, gone on with
         begun = journals.read(primitive.broker, primitive.run_id).of("rename", "sieve", list=key)[-1].number
     else:
         answer = _rename(primitive, [(key, work, None)], role="sieve", items=[{"s": key}], list=key)
@@ -131,8 +132,8 @@ def unrename(primitive: Primitive, key: str, quarantine: str) -> str:
     """
     work = aside(primitive.broker, primitive.run_id, key)
     letter = GONE
-    if primitive.broker.writes.exists(_raw(quarantine)):
-        pushed = [(key, work, None)] if primitive.broker.writes.exists(_raw(key)) else []
+    if primitive.broker.writes.exists(raw_name(quarantine)):
+        pushed = [(key, work, None)] if primitive.broker.writes.exists(raw_name(key)) else []
         items = [{"s": key}] * (len(pushed) + 1)
         answer = _rename(primitive, [*pushed, (quarantine, key, None)], role="unpurge", items=items)
         letter = answer.letters[-1]
@@ -168,10 +169,10 @@ def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, bool]:
     back = primitive.broker.keys.work_back(primitive.run_id, key.removeprefix(primitive.broker.keys.prefix))
     merged = sum(_dealt(b) for b in journal.of("deal", "merge", returns=begun))
     in_place, returned = True, _before(runs, key, merged)
-    if not merged and not primitive.broker.writes.exists(_raw(back)):
+    if not merged and not primitive.broker.writes.exists(raw_name(back)):
         kept = sum(count for _, _, to, _, count in runs if to == key)
         after = sum(_dealt(b) for b in journal.of("deal", "finish", list=key) if b.order > _order(begun))
-        moved_on = primitive.broker.writes.llen(_raw(key)) != kept + after
+        moved_on = primitive.broker.writes.llen(raw_name(key)) != kept + after
         in_place = not moved_on and not journal.of("deal", "next", returns=begun)
         if in_place and kept + after:
             _rename(primitive, [(key, back, None)], role="merge", items=[{"s": key}], list=key)
@@ -209,7 +210,7 @@ def deal(primitive: Primitive, runs: Sequence[tuple[str, str, str, str, int]], *
 def pour(primitive: Primitive, way: tuple[str, str, str, str], **about: object) -> int:
     """Deal all of one list into another; return how many messages that were."""
     total = 0
-    while primitive.broker.writes.exists(_raw(way[0])):
+    while primitive.broker.writes.exists(raw_name(way[0])):
         total += sum(deal(primitive, [(*way, _most(primitive, way[0]))], items=[], **about))
     return total
 
@@ -256,20 +257,20 @@ def _free(primitive: Primitive, name: str, first: int = 1) -> str:
     """
     space = primitive.broker.keys
     names = (space.quarantine(primitive.run_id, name, part) for part in itertools.count(first))
-    return next(each for each in names if not primitive.broker.writes.exists(_raw(each)))
+    return next(each for each in names if not primitive.broker.writes.exists(raw_name(each)))
 
 
 def _most(primitive: Primitive, key: str) -> int:
     """Return how many messages of a list one script may deal: as many as the broker bears, few where they are heavy."""
     client = primitive.broker.writes
-    used = client.memory_usage(_raw(key), samples=_SAMPLES) or 1
+    used = client.memory_usage(raw_name(key), samples=_SAMPLES) or 1
     most = primitive.watch.batch if primitive.watch else _WINDOW
-    return max(1, min(most, _WINDOW_BYTES * client.llen(_raw(key)) // used))
+    return max(1, min(most, _WINDOW_BYTES * client.llen(raw_name(key)) // used))
 
 
 def _served_end(primitive: Primitive, key: str) -> list[bytes]:
     """Return a window of the messages that would be served next, the first of them first."""
-    return cast("list[bytes]", primitive.broker.writes.lrange(_raw(key), -_most(primitive, key), -1))[::-1]
+    return cast("list[bytes]", primitive.broker.writes.lrange(raw_name(key), -_most(primitive, key), -1))[::-1]
 
 
 def _dealt(batch: Batch) -> int:
@@ -308,7 +309,3 @@ def _windows(runs: Sequence[Sequence[Any]], most: Callable[[str], int]) -> Itera
                 window = []
     if window:
         yield window
-
-
-def _raw(key: str) -> bytes:
-    return key.encode("utf-8", "surrogateescape")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from opslib.errors import Refused
 from opslib.interrupts import deferred
+from opslib.keys import raw_name
 from opslib.writer import audit, points, scripts
 from opslib.writer import journal as journals
 from opslib.writer.lock import LIFE_MS
@@ -188,7 +189,7 @@ class Primitive:
         from redis.exceptions import TimeoutError as Late
 
         text = scripts.text(script)
-        names = [name.encode("utf-8", "surrogateescape") for name in keys.names]
+        names = [raw_name(name) for name in keys.names]
         arguments = [_encoded(value) for value in values]
         began = time.monotonic()
         try:
@@ -206,4 +207,4 @@ class Primitive:
 
 
 def _encoded(value: bytes | str | float) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+    return value if isinstance(value, bytes) else raw_name(str(value))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from opslib import pidbox
 from opslib.collectors import queues
 from opslib.envelope import digest
+from opslib.keys import raw_name
 from opslib.plan import Action, Outcome, Status
 from opslib.writer import consumers, lists, repair, stored
 from opslib.writer import journal as journals
@@ -170,7 +171,7 @@ def _arrived(broker: Broker, items: Sequence[Mapping[str, Any]]) -> dict[str, by
     for item in items:
         key, index, tag, _ = item["to"]
         if index:
-            raw = cast("bytes | None", broker.writes.hget(_raw(key), _raw(tag)))
+            raw = cast("bytes | None", broker.writes.hget(raw_name(key), raw_name(tag)))
             if raw is not None and digest(raw) == item["sha"]:
                 found[item["sha"]] = raw
         else:
@@ -241,7 +242,3 @@ _WHY_NOT = {
     "C": "It was changed again meanwhile; it was left as it is.",
     "E": "It would have expired meanwhile; its value is in the vault.",
 }
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")

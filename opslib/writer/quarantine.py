@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from opslib.collectors import queues
 from opslib.collectors.find import Whereabouts
 from opslib.envelope import digest, rerouted, restored
+from opslib.keys import raw_name
 from opslib.plan import Action, Copy, Kind, Outcome, Status
 from opslib.writer import journal as journals
 from opslib.writer import lists
@@ -166,7 +167,7 @@ class Handler:
 
     def _kept(self, key: str, copy: Copy) -> tuple[bytes, bool]:
         """Return the bytes of a message that is in a quarantine."""
-        length = self._broker.writes.llen(key.encode("utf-8", "surrogateescape"))
+        length = self._broker.writes.llen(raw_name(key))
         every = queues.stream(self._broker, queues.Listing(key=key, queue=copy.queue, priority=0, length=length))
         return next((raw for _, raw in every if digest(raw) == copy.sha256), b""), False
 
@@ -192,7 +193,7 @@ class Handler:
 
     def _from_unacked(self, action: Action, queue: str, tag: str, score: float | None) -> Move | None:
         space = self._broker.keys
-        raw = cast("bytes | None", self._broker.writes.hget(space.unacked, tag.encode("utf-8", "surrogateescape")))
+        raw = cast("bytes | None", self._broker.writes.hget(space.unacked, raw_name(tag)))
         if raw is None:
             return None
         note = {"place": "unacked", "tag": tag, "score": score, "queue": queue, "subject": action.subject}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from opslib import settings
 from opslib.errors import Refused
+from opslib.keys import key_name, raw_name
 from opslib.plan import Action, Outcome, Status
 from opslib.writer import points, scripts, vault
 from opslib.writer.primitive import Primitive
@@ -138,7 +139,7 @@ def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str,
 
 def read(primitive: Primitive, key: str) -> tuple[Kept, str] | str:
     """Return what a key holds and its fingerprint, or why it cannot be kept."""
-    name = key.encode("utf-8", "surrogateescape")
+    name = raw_name(key)
     weight = primitive.broker.reads.memory_usage(name) or 0
     if weight > _MOST_BYTES and primitive.broker.reads.type(name) != b"string":
         return f"It weighs {weight:,} bytes; at most {_MOST_BYTES:,} of a collection are compared in one step."
@@ -192,15 +193,15 @@ def _batches(each_of: Sequence[T], weight_of: Callable[[T], int]) -> Iterator[li
 
 
 def _from_vaults(items: Sequence[tuple[Mapping[str, Any], str, tuple[str, int]]]) -> dict[str, Kept]:
-    wanted = {str(item["key"]).encode("utf-8", "surrogateescape") for item, _, _ in items if "vault" in item}
+    wanted = {raw_name(str(item["key"])) for item, _, _ in items if "vault" in item}
     values: dict[str, Kept] = {}
     for where in sorted({str(item["vault"]) for item, _, _ in items if "vault" in item}):
         path = (settings.reports_root() / where).resolve()
         if not path.is_relative_to(settings.reports_root().resolve()):
             raise Refused(f"The journal names a vault outside the archive: {where}.")
         _, entries = vault.read(path)
-        values |= {k.key.decode("utf-8", "surrogateescape"): k for k in entries if k.key in wanted}
-    missing = wanted - {name.encode("utf-8", "surrogateescape") for name in values}
+        values |= {key_name(k.key): k for k in entries if k.key in wanted}
+    missing = wanted - {raw_name(name) for name in values}
     if missing:
         raise Refused(f"The vault does not hold {len(missing)} of the keys that were removed; nothing was put back.")
     return values

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from opslib.collectors import quarantine
 from opslib.errors import NotFound
-from opslib.keys import OWN
+from opslib.keys import OWN, raw_name
 from opslib.plan import Action, Copy, Kind, Plan, make
 from opslib.writer import journal as journals
 from opslib.writer import lists, sites
@@ -71,7 +71,7 @@ def set_aside(broker: Broker, journal: Journal, *, begun: bool = False) -> Itera
     for batch in latest.values():
         item = batch.items[0]
         is_aside = item["to"] == lists.aside(broker, journal.run_id, item["from"])
-        count = broker.reads.llen(_raw(item["to"])) if is_aside else 0
+        count = broker.reads.llen(raw_name(item["to"])) if is_aside else 0
         if count and (begun or not _dealt_with(journal, batch)):
             yield Action(
                 kind=Kind.UNDO,
@@ -166,7 +166,3 @@ def _way(op: str, item: Mapping[str, Any], count: int, role: str) -> tuple[str, 
 
 def _shown(key: str) -> str:
     return "quarantine" if OWN in key else key
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opslib import pidbox
 from opslib.collectors import queues
 from opslib.envelope import digest
+from opslib.keys import raw_name
 from opslib.plan import Kind, Outcome, Status
 from opslib.writer import journal as journals
 from opslib.writer.journal import Batch, Journal
@@ -85,7 +86,7 @@ def _where(batch: Batch, item: Mapping[str, Any]) -> str:
 
 
 def _renamed(broker: Broker, item: Mapping[str, Any], batch: Batch, n: int) -> dict[int, str]:
-    length = broker.reads.llen(item["to"].encode("utf-8", "surrogateescape"))
+    length = broker.reads.llen(raw_name(item["to"]))
     short = int(batch.place(n) or 0) - length
     return {int(item["a"]): f"{short:,} messages are not in {item['to']}"} if short > 0 else {}
 
