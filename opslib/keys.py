@@ -13,6 +13,8 @@ SEPARATOR = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 #: Everything that this tool writes begins so.
 OWN = "opslib:"
+#: What the name of a dead-letter list ends with.
+DEAD = ".dead"
 
 
 def raw_name(name: str) -> bytes:
@@ -154,7 +156,7 @@ class Keyspace:
             key.startswith(self.prefix)
             and bare not in reserved
             and not bare.startswith(("_kombu.", "celery-task-meta-", "celery-taskset-meta-", OWN, "redbeat"))
-            and not bare.endswith((".reply.celery.pidbox", ".dead", ".celery.pidbox"))
+            and not bare.endswith((".reply.celery.pidbox", DEAD, ".celery.pidbox"))
         )
 
     # What this tool writes, all in the broker's database and under the deployment's prefix.

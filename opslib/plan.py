@@ -16,6 +16,7 @@ import msgspec
 
 from opslib import __version__, redact
 from opslib.errors import PlanTooLarge, Refused
+from opslib.selection import Selection
 
 SCHEMA_VERSION = 1
 #: What was judged longer ago than this is looked at again before it is acted upon.
@@ -52,6 +53,16 @@ class Kind(StrEnum):
 
         RESUME: Have nodes consume a queue.
 
+        REVOKE: Tell every node to drop a task; only those that listen now will.
+
+        SEND: Publish a message.
+
+        GROW: Add processes or threads to a node's pool.
+
+        SHRINK: Take some away from it.
+
+        LIMIT: Set a task's rate limit on every node.
+
         DROP: Remove a quarantine list for good, after its messages are in the run's vault.
 
         UNDO: Put back what an action of an earlier run changed.
@@ -68,6 +79,11 @@ class Kind(StrEnum):
     EXPIRE = "expire"
     PAUSE = "pause"
     RESUME = "resume"
+    REVOKE = "revoke"
+    SEND = "send"
+    GROW = "grow"
+    SHRINK = "shrink"
+    LIMIT = "limit"
     DROP = "drop"
     UNDO = "undo"
 
@@ -120,13 +136,18 @@ class Action:
 
         source: Where it is taken from.
 
-        destination: Where it goes; a queue, or "quarantine".
+        destination: Where it goes: a queue, or "quarantine"; "next", "last" or a number of messages before it in its
+            own list; a number of processes; a rate.
 
         copies: The messages it moves, with the state they must still be in.
 
         node: Node that runs the task; empty if none does.
 
         terminate: Whether the running task may be ended.
+
+        only: Which messages of its lists are meant; None for all.
+
+        message: Bytes to publish, as text.
 
         ttl_s: Seconds that a key shall live from now on; None for no change.
 
@@ -144,6 +165,8 @@ class Action:
     copies: tuple[Copy, ...] = ()
     node: str = ""
     terminate: bool = False
+    only: Selection | None = None
+    message: str = ""
     ttl_s: float | None = None
     effect: str = ""
     id: int = 0

@@ -28,6 +28,7 @@ ROOMS = {
         "facts",
         "findings",
         "plan",
+        "selection",
         "refusals",
         "interrupts",
     },

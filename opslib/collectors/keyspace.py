@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from opslib.facts import Coverage
-from opslib.keys import Binding, key_name, raw_name
+from opslib.keys import DEAD, Binding, key_name, raw_name
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -35,6 +35,10 @@ class Found:
 
         aside: Keys under which an interrupted run has set part of a queue aside.
 
+        quarantined: Keys of quarantine lists.
+
+        dead: Keys that are named like dead-letter lists.
+
         wrong_type: Keys of a known queue that hold something else than a list, with that type.
     """
 
@@ -44,6 +48,8 @@ class Found:
     results: list[bytes] = field(default_factory=list)
     foreign: set[str] = field(default_factory=set)
     aside: list[str] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)
+    dead: list[str] = field(default_factory=list)
     wrong_type: dict[str, str] = field(default_factory=dict)
     visited: int = 0
     complete: bool = True
@@ -87,6 +93,10 @@ def _sort(broker: Broker, name: bytes, found: Found, undecided: list[bytes]) -> 
         found.foreign.add(text.split("_kombu.binding.", 1)[0])
     elif keys.set_aside_by(text):
         found.aside.append(text)
+    elif keys.quarantined(text):
+        found.quarantined.append(text)
+    elif text.startswith(keys.prefix) and text.endswith(DEAD):
+        found.dead.append(text)
     elif keys.is_queue_like(text):
         undecided.append(name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from opslib.collectors import keyspace, queues, results, server, unacked, workers
 from opslib.durations import seconds
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: Rows of unacked messages that are kept; a deployment has as many as its nodes prefetch.
 MAX_UNACKED = 50_000
 _MOST_RESULTS = 5_000
+AnySnapshot = TypeVar("AnySnapshot", bound=Snapshot)
+
 #: Celery's own default for the Redis transport.
 VISIBILITY_TIMEOUT_S = 3600.0
 
@@ -74,7 +76,7 @@ def first(
     watch = {row.task_id for rows in (open_results, delivered, held) for row in rows}
     scan = queues.scan(broker, listings, watch=watch, max_messages=max_messages)
     repeated = [row for row, _ in queues.matches(broker, listings, hashes=scan.repeated)] if scan.repeated else []
-    visibility_s, source = _visibility(broker, nodes)
+    visibility_s, source = visibility(broker, nodes)
     return Snapshot(
         target=broker.target.name,
         broker=broker.target.shown_broker,
@@ -105,7 +107,7 @@ def first(
     )
 
 
-def second(broker: Broker, found: keyspace.Found, before: Snapshot, *, timeout_s: float) -> Snapshot:
+def second(broker: Broker, found: keyspace.Found, before: AnySnapshot, *, timeout_s: float) -> AnySnapshot:
     """
     Read again what may have been passing, in the order that makes a copy seen twice a real one.
 
@@ -182,7 +184,7 @@ def consumers(nodes: Sequence[NodeInfo]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(node.name for node in nodes if name in node.queues)) for name in names}
 
 
-def _visibility(broker: Broker, nodes: Sequence[NodeInfo]) -> tuple[float, str]:
+def visibility(broker: Broker, nodes: Sequence[NodeInfo]) -> tuple[float, str]:
     """Return the deployment's visibility timeout: the shortest, as each node applies its own to all."""
     said = [(node.visibility_timeout_s, node.name) for node in nodes if node.visibility_timeout_s]
     if said:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib.collectors import queues
 from opslib.collectors.keyspace import STEP
 from opslib.envelope import Head, Unreadable, digest, head, unacked_head
-from opslib.facts import Quarantined, QuarantinedMessage
+from opslib.facts import Coverage, Quarantined, QuarantinedMessage
 from opslib.keys import key_name, raw_name
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
 _SAMPLES = 100
+#: Messages of all quarantines that a search for tasks reads.
+MOST_MESSAGES = 200_000
 
 
 def lists(broker: Broker, run_id: str = "") -> list[Quarantined]:
@@ -62,6 +64,21 @@ def messages(broker: Broker, listing: Quarantined, *, limit: int) -> Iterator[Qu
             sha256=digest(raw),
             size_bytes=len(raw),
         )
+
+
+def of_tasks(broker: Broker, keys: Sequence[str], ids: frozenset[str]) -> tuple[list[QuarantinedMessage], Coverage]:
+    """Return the messages of these tasks that runs took out of circulation, and how many were looked through."""
+    rows: list[QuarantinedMessage] = []
+    seen = silent = 0
+    for key in keys:
+        run_id, queue = broker.keys.quarantined(key) or ("", "")
+        count = broker.reads.llen(raw_name(key))
+        room = max(0, MOST_MESSAGES - seen)
+        seen, silent = seen + min(count, room), silent + max(0, count - room)
+        listing = Quarantined(run_id=run_id, queue=queue, key=key, count=count, size_bytes=0)
+        rows += [row for row in messages(broker, listing, limit=room) if row.subject in ids]
+    note = f"{silent:,} messages in quarantine were not looked through." if silent else ""
+    return rows, Coverage(place="quarantine", seen=seen, silent=silent, note=note)
 
 
 def _note(raw: bytes | None) -> Mapping[str, Any]:

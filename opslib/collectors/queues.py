@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from opslib.envelope import Head, Unreadable, digest, head, peek
 from opslib.facts import Coverage, QueueInfo, UnreadableMessage, WaitingMessage
@@ -43,6 +43,14 @@ class Listing:
     queue: str
     priority: int
     length: int
+
+
+class Wanted(NamedTuple):
+    """What is quickly read of a message."""
+
+    task_id: str
+    task: str
+    root_id: str
 
 
 @dataclass(kw_only=True)
@@ -206,6 +214,23 @@ def matches(
                 found = found or head(raw)
                 if isinstance(found, Head):
                     yield _row(found, listing, position, raw), raw
+
+
+def chosen(broker: Broker, listings: Sequence[Listing], wants: Callable[[Wanted], bool]) -> Iterator[WaitingMessage]:
+    """Yield the waiting messages that somebody wants, by what is quickly read of each."""
+    for listing in listings:
+        for position, raw in stream(broker, listing):
+            envelope = peek(raw)
+            found = None if envelope else head(raw)
+            if envelope:
+                headers = envelope.headers
+                wanted = wants(Wanted(headers.id or "", headers.task or "", headers.root_id or ""))
+            else:
+                wanted = isinstance(found, Head) and wants(Wanted(found.task_id, found.task, found.root_id))
+            if wanted:
+                found = found or head(raw)
+                if isinstance(found, Head):
+                    yield _row(found, listing, position, raw)
 
 
 def stream(broker: Broker, listing: Listing, *, limit: int | None = None) -> Iterator[tuple[int, bytes]]:

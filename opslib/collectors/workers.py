@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,7 +10,7 @@ import msgspec
 
 from opslib import pidbox
 from opslib.envelope import instant
-from opslib.facts import Coverage, HeldTask, NodeInfo
+from opslib.facts import Coverage, HeldTask, NodeInfo, TaskInfo
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -20,9 +21,10 @@ _QUESTIONS = (
     pidbox.Call(method="reserved"),
     pidbox.Call(method="scheduled"),
     pidbox.Call(method="active_queues"),
-    pidbox.Call(method="registered"),
+    pidbox.Call(method="registered", arguments={"taskinfoitems": ["rate_limit", "max_retries"]}),
 )
-_RATE_LIMIT = "[rate_limit="
+#: How a node writes a task that it can run: "shop.charge [rate_limit=10/m max_retries=3]".
+_REGISTERED = re.compile(r"(?P<name>\S+)(?: \[(?P<fields>.*)\])?", re.DOTALL)
 #: The broker remembers every node that there ever was; in a cluster of short-lived pods these are many.
 _MOST_ABSENT = 50
 
@@ -171,10 +173,22 @@ def _node(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> NodeInfo:
         prefetch=stats.prefetch_count or 0,
         queues=tuple(sorted(queue.name for queue in queues)),
         accepted=sum(stats.total.values()),
-        rate_limited=tuple(sorted(line.split(" ", 1)[0] for line in registered if _RATE_LIMIT in line)),
+        tasks=tuple(_task_info(line) for line in sorted(registered)),
         memory_bytes=stats.rusage.maxrss * 1024,
         uptime_s=stats.uptime,
         visibility_timeout_s=float(visibility) if isinstance(visibility, int | float) else None,
+    )
+
+
+def _task_info(line: str) -> TaskInfo:
+    """Read a line of a node's list of tasks; a task without a cap has none in it."""
+    found = _REGISTERED.match(line)
+    fields = dict(part.partition("=")[::2] for part in (found["fields"] or "").split()) if found else {}
+    cap = fields.get("max_retries", "")
+    return TaskInfo(
+        name=found["name"] if found else line,
+        rate_limit=fields.get("rate_limit", ""),
+        max_retries=int(cap) if cap.isdigit() else None,
     )
 
 

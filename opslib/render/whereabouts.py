@@ -9,7 +9,7 @@ from opslib.render import display, tables
 from opslib.render.grid import Line
 
 if TYPE_CHECKING:
-    from opslib.collectors.find import Whereabouts
+    from opslib.facts import Whereabouts
 
 
 def show(seen: Whereabouts) -> list[object]:

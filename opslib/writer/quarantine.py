@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib.collectors import queues
-from opslib.collectors.find import Whereabouts
 from opslib.envelope import digest, rerouted, restored
+from opslib.facts import Whereabouts
 from opslib.keys import raw_name
 from opslib.plan import Action, Copy, Kind, Outcome, Status
 from opslib.writer import journal as journals

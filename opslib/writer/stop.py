@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from opslib import pidbox
-from opslib.collectors.find import Whereabouts, find
+from opslib.collectors.find import find
 from opslib.collectors.quarantine import set_aside
+from opslib.facts import Whereabouts
 from opslib.plan import Action, Outcome, Status
 from opslib.writer import lists
 
@@ -95,7 +96,7 @@ def stop(
 
 def _keep(broker: Broker, todo: dict[str, _Progress], quarantine: Callable[[Whereabouts], dict[str, int]]) -> None:
     """Quarantine what is there before any node hears of it: one that is about to start it would drop its message."""
-    for task_id, moved in quarantine(find(broker, list(todo))).items():
+    for task_id, moved in quarantine(find(broker, list(todo), kept=False)).items():
         todo[task_id].quarantined += moved
 
 
@@ -169,7 +170,7 @@ def _round(
     broker: Broker, todo: dict[str, _Progress], ids: Sequence[str], quarantine: Callable[[Whereabouts], dict[str, int]]
 ) -> None:
     """Look everywhere once more; what is found is quarantined, what is not found twice running is proven clean."""
-    seen = find(broker, ids)
+    seen = find(broker, ids, kept=False)
     moved = quarantine(seen)
     active = {task.task_id for task in seen.held if task.place == "active"}
     present = {message.task_id for message in seen.messages}

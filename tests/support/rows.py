@@ -17,6 +17,7 @@ from opslib.facts import (
     ServerInfo,
     Snapshot,
     StoredResult,
+    TaskInfo,
     UnackedMessage,
     UnreadableMessage,
     WaitingMessage,
@@ -55,6 +56,11 @@ def node(name: str = NODE, **fields: Any) -> NodeInfo:
     """Return a prefork node that answered and consumes `celery`."""
     given = {"answered": True, "pool": "prefork", "concurrency": 2, "queues": ("celery",), "accepted": 5}
     return NodeInfo(name=name, **{**given, **fields})
+
+
+def limited(task: str) -> tuple[TaskInfo, ...]:
+    """Return what a node has that may run one task but once an hour."""
+    return (TaskInfo(name=task, rate_limit="1/h"),)
 
 
 def silent(name: str = "w2@lab") -> NodeInfo:

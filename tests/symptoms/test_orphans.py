@@ -11,7 +11,7 @@ from opslib.findings import Severity
 from opslib.plan import Kind
 from opslib.symptoms.orphans import ORPHAN_MARGIN_S
 from tests.support.judging import found, planned
-from tests.support.rows import coverage, delivered, held, node, result, server, silent, snapshot, twice
+from tests.support.rows import coverage, delivered, held, limited, node, result, server, silent, snapshot, twice
 
 
 def orphaned(**fields):
@@ -65,7 +65,10 @@ def test_a_message_younger_than_the_margin_is_not_judged(age_s, orphan):
             lambda s: replace(s, earlier=replace(s.earlier, receivers=2)), id="a node was silent in the first look"
         ),
         pytest.param(lambda s: replace(s, coverage=coverage(workers=1)), id="an expected node was not asked"),
-        pytest.param(lambda s: replace(s, nodes=(node(rate_limited=("tests.ok",)),)), id="its task has a rate limit"),
+        pytest.param(
+            lambda s: replace(s, nodes=(node(tasks=limited("tests.ok")),)),
+            id="its task has a rate limit",
+        ),
         pytest.param(lambda s: replace(s, server=server(consumers=2)), id="more consume than answer"),
         pytest.param(
             lambda s: replace(s, nodes=(), receivers=0, server=server(consumers=None)), id="nobody knows who consumes"
@@ -94,7 +97,10 @@ def test_a_message_without_an_id_is_not_claimed():
 @pytest.mark.parametrize(
     "sure",
     [
-        pytest.param(lambda s: replace(s, nodes=(node(rate_limited=("tests.other",)),)), id="another has a rate limit"),
+        pytest.param(
+            lambda s: replace(s, nodes=(node(tasks=limited("tests.other")),)),
+            id="another has a rate limit",
+        ),
         pytest.param(lambda s: replace(s, server=server(consumers=1)), id="as many consume as answer"),
         pytest.param(lambda s: replace(s, nodes=(), receivers=0), id="nobody consumes"),
         pytest.param(lambda s: replace(s, server=server(consumers=None)), id="someone answered, consumers hidden"),

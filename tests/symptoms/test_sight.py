@@ -15,6 +15,7 @@ from tests.support.rows import (
     coverage,
     delivered,
     held,
+    limited,
     node,
     queue,
     result,
@@ -201,7 +202,10 @@ def test_a_node_idle_beside_work_is_told():
         pytest.param(idle(nodes=[]), id="it has just come"),
         pytest.param(idle(held=[held("x")]), id="it was busy"),
         pytest.param(twice(snapshot(queues=[queue(depth=1)], held=[held("x", "reserved")])), id="it is busy"),
-        pytest.param(twice(snapshot(queues=[queue(depth=1)], nodes=[node(rate_limited=("t",))])), id="a rate limit"),
+        pytest.param(
+            twice(snapshot(queues=[queue(depth=1)], nodes=[node(tasks=limited("t"))])),
+            id="a rate limit",
+        ),
         pytest.param(twice(snapshot(queues=[queue("mail", 1)])), id="another queue"),
     ],
 )

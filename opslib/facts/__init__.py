@@ -1,0 +1,49 @@
+"""What was seen, as frozen rows: one reading of a deployment, and what of it stayed unseen."""
+
+from opslib.facts.messages import (
+    UNKNOWN_TASK,
+    Message,
+    Quarantined,
+    QuarantinedMessage,
+    UnackedMessage,
+    UnreadableMessage,
+    WaitingMessage,
+)
+from opslib.facts.snapshot import Reading, Snapshot
+from opslib.facts.system import (
+    FINAL_STATES,
+    Coverage,
+    HeldTask,
+    NodeInfo,
+    QueueInfo,
+    ServerInfo,
+    StoredResult,
+    TaskInfo,
+)
+from opslib.facts.whereabouts import DeadLetter, Whereabouts
+from opslib.facts.window import Flow, TaskEvents, Window
+
+__all__ = [
+    "FINAL_STATES",
+    "UNKNOWN_TASK",
+    "Coverage",
+    "DeadLetter",
+    "Flow",
+    "HeldTask",
+    "Message",
+    "NodeInfo",
+    "Quarantined",
+    "QuarantinedMessage",
+    "QueueInfo",
+    "Reading",
+    "ServerInfo",
+    "Snapshot",
+    "StoredResult",
+    "TaskEvents",
+    "TaskInfo",
+    "UnackedMessage",
+    "UnreadableMessage",
+    "WaitingMessage",
+    "Whereabouts",
+    "Window",
+]

@@ -1,0 +1,86 @@
+"""Everything that one collection saw, judged without touching the system again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from opslib.facts.messages import UnackedMessage, UnreadableMessage, WaitingMessage
+from opslib.facts.system import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, StoredResult
+from opslib.facts.window import Window
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """
+    The part of a view that is read twice, a few seconds apart.
+
+    Attributes:
+        taken_at: Server time at its start.
+
+        receivers: Subscribers that the broadcast reached: nodes alive, answering or not.
+    """
+
+    taken_at: datetime
+    unacked: tuple[UnackedMessage, ...] = ()
+    held: tuple[HeldTask, ...] = ()
+    nodes: tuple[NodeInfo, ...] = ()
+    receivers: int = 0
+    results: tuple[StoredResult, ...] = ()
+    queues: tuple[QueueInfo, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot(Reading):
+    """
+    Everything that one collection saw; judged without touching the system again.
+
+    Attributes:
+        taken_at: Server time, aware UTC: every age is counted from here.
+
+        broker: Its URL, without password.
+
+        earlier: The first of two readings; None where nothing needed a second one.
+
+        waiting: The waiting messages worth keeping: most retried, latest ETA, watched and repeated ids.
+
+        visibility_timeout_s: The shortest that a node uses; Celery's 3600 if none said.
+
+        visibility_source: Who said so.
+
+        window: What happened between the two looks; None where nobody watched.
+
+        foreign_prefixes: Key prefixes under which other Celery keys were seen.
+
+        result_states: Results by state, over all that were read.
+    """
+
+    target: str
+    broker: str
+    fingerprint: str
+    server: ServerInfo
+    waiting: tuple[WaitingMessage, ...] = ()
+    unreadable: tuple[UnreadableMessage, ...] = ()
+    coverage: tuple[Coverage, ...] = ()
+    earlier: Reading | None = None
+    window: Window | None = None
+    visibility_timeout_s: float = 3600.0
+    visibility_source: str = "Celery's default"
+    foreign_prefixes: tuple[str, ...] = ()
+    result_states: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def answering(self) -> tuple[NodeInfo, ...]:
+        """The nodes that answered."""
+        return tuple(node for node in self.nodes if node.answered)
+
+    @property
+    def silent_nodes(self) -> int:
+        """How many nodes heard the question and did not answer."""
+        return max(0, self.receivers - len(self.answering))
+
+    @property
+    def silent_places(self) -> tuple[Coverage, ...]:
+        """The places of which some part was not seen."""
+        return tuple(row for row in self.coverage if row.silent)
