@@ -112,7 +112,7 @@ def unacked_head(raw: bytes) -> tuple[Head | Unreadable, str, str]:
             return _from_typed(envelope), exchange or "", routing_key or ""
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    value = _load(raw)
+    value = load(raw)
     if isinstance(value, Unreadable):
         return value, "", ""
     if not isinstance(value, list) or len(value) != 3:
@@ -123,52 +123,6 @@ def unacked_head(raw: bytes) -> tuple[Head | Unreadable, str, str]:
 def digest(raw: bytes) -> str:
     """Return the sha256 of a message's stored bytes, in hex."""
     return hashlib.sha256(raw).hexdigest()
-
-
-def restored(raw: bytes, delivery_tag: str) -> bytes:
-    """
-    Return the envelope of an unacked entry as it goes back to its queue.
-
-    Marked redelivered, as kombu does it, and with a new delivery tag: should a live worker hold the message
-    after all, its late ack cannot remove the restored copy (facts §2.6).
-
-    Raises:
-        ValueError: If the entry cannot be written back without changing what it says.
-    """
-    value = _load(raw, errors="strict")
-    if (
-        isinstance(value, Unreadable)
-        or not isinstance(value, list)
-        or len(value) != 3
-        or not isinstance(value[0], dict)
-    ):
-        raise ValueError("the entry is not a list of envelope, exchange and routing key")
-    envelope = value[0]
-    headers, properties = envelope.get("headers") or {}, envelope.get("properties")
-    if not isinstance(headers, dict) or not isinstance(properties, dict):
-        raise ValueError("the entry has no headers or no properties")
-    information = properties.get("delivery_info") if isinstance(properties.get("delivery_info"), dict) else {}
-    headers["redelivered"] = True
-    envelope["headers"] = headers
-    properties["delivery_info"] = {**(information or {}), "redelivered": True}
-    properties["delivery_tag"] = delivery_tag
-    return json.dumps(envelope, allow_nan=False).encode()
-
-
-def rerouted(raw: bytes, queue: str) -> bytes:
-    """
-    Return a waiting message as it goes to another queue: should it be restored some day, it comes back to that one.
-
-    Raises:
-        ValueError: If it cannot be written back without changing what it says.
-    """
-    value = _load(raw, errors="strict")
-    properties = value.get("properties") if isinstance(value, dict) else None
-    if not isinstance(value, dict) or not isinstance(properties, dict):
-        raise ValueError("the message has no properties")
-    information = properties.get("delivery_info") if isinstance(properties.get("delivery_info"), dict) else {}
-    properties["delivery_info"] = {**(information or {}), "exchange": "", "routing_key": queue}
-    return json.dumps(value, allow_nan=False).encode()
 
 
 def instant(value: object) -> float | None:
@@ -204,13 +158,13 @@ def _from_typed(found: Envelope) -> Head:
 
 def _tolerant(raw: bytes) -> Head | Unreadable:
     """Read one odd message the way a worker would, and say what a worker would stumble over."""
-    value = _load(raw)
+    value = load(raw)
     return value if isinstance(value, Unreadable) else _from_any(value)
 
 
-def _load(raw: bytes, errors: str = "replace") -> Any:  # noqa: ANN401 - whatever JSON holds
+def load(raw: bytes, errors: str = "replace") -> Any:  # noqa: ANN401 - whatever JSON holds
     """
-    Load JSON as kombu does, without its failures.
+    Load JSON as kombu does, without its failures: an Unreadable says what is wrong.
 
     With Python's json: NaN is allowed, and the last of two equal keys wins. Bytes that are not UTF-8 are replaced.
     """

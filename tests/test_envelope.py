@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from opslib import envelope
-from opslib.envelope import Head, Unreadable, head, instant, peek, restored, unacked_head
+from opslib.envelope import Head, Unreadable, head, instant, peek, unacked_head
+from opslib.rewrite import restored
 
 SAMPLES = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parent / "samples").glob("*.json"))}
 ENVELOPES = {name: raw for name, raw in SAMPLES.items() if name.startswith("envelope-")}

@@ -10,7 +10,7 @@ from datetime import datetime
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flow:
     """
-    One list of a queue over a window.
+    One list of a queue over a window; before + arrived + restored - served = after, always.
 
     Attributes:
         priority: Step of the list; 0 is served first on Redis.
@@ -19,11 +19,14 @@ class Flow:
 
         after: Messages at its end.
 
-        arrived: Messages that were pushed meanwhile.
+        arrived: Messages that were pushed meanwhile, retries among them.
 
         served: Messages that nodes took meanwhile.
 
-        exact: False where the list was emptied between two samples: then more may have come and gone.
+        restored: Messages that were put back at the end that is served first, less those that were served.
+
+        exact: False where the list was empty between two samples, or may have been: then `arrived` and `served` are
+            the least that they can have been, for more may have come and gone.
     """
 
     queue: str
@@ -32,20 +35,21 @@ class Flow:
     after: int
     arrived: int
     served: int
+    restored: int = 0
     exact: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskEvents:
     """
-    Events of one kind and task over a window.
+    Events of one kind, task and exception over a window.
 
     Attributes:
         kind: As Celery names it: task-received, task-retried, task-failed …
 
-        task: Empty where no event of the window names it.
+        task: Empty where nothing names it; "(others)" where there were too many kinds to tell apart.
 
-        exception: Type and text, as the node wrote it; only of task-retried and task-failed.
+        exception: Its signature (see `signatures.of`); only of task-retried and task-failed.
 
         count: How many there were.
 
@@ -69,7 +73,15 @@ class Window:
 
         length_s: Seconds that it lasted.
 
-        senders: Nodes that send task events; of the others nothing was heard.
+        flows: One row for each queue, and one more for each of its other priorities that held anything.
+
+        senders: Nodes that sent events of tasks.
+
+        mute: Nodes that accepted tasks meanwhile and sent no event of any.
+
+        heard: Nodes that sent anything, if only heartbeats.
+
+        told: Nodes that were told to send events for the window, and told to stop again.
 
         accepted: Tasks that nodes accepted meanwhile, by name, as their own counters say.
     """
@@ -79,4 +91,11 @@ class Window:
     flows: tuple[Flow, ...] = ()
     events: tuple[TaskEvents, ...] = ()
     senders: tuple[str, ...] = ()
+    mute: tuple[str, ...] = ()
+    heard: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
     accepted: Mapping[str, int] = field(default_factory=dict)
+
+    def per_minute(self, count: int) -> float:
+        """Return a count of the window as a rate."""
+        return count * 60 / self.length_s if self.length_s > 0 else 0.0

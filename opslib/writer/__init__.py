@@ -27,6 +27,8 @@ from opslib.writer import (
     putback,
     repair,
     resume,
+    selected,
+    sent,
     sites,
     stored,
     vault,
@@ -150,7 +152,16 @@ def _confirmed(plan: Plan) -> tuple[list[Action], list[Outcome]]:
 
 def _intent(action: Action) -> tuple[object, ...]:
     """Return what a person agreed to; how a message lies is looked at again."""
-    return action.kind, action.subject, action.destination, action.node, action.terminate, action.ttl_s
+    return (
+        action.kind,
+        action.subject,
+        action.destination,
+        action.node,
+        action.terminate,
+        action.only,
+        action.message,
+        action.ttl_s,
+    )
 
 
 def _identify(plan: Plan, broker: Broker) -> None:
@@ -241,7 +252,8 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
         ({Kind.RESTORE}, handler.single),
         ({Kind.QUARANTINE, Kind.MOVE, Kind.REORDER}, handler.single),
         ({Kind.REPAIR}, lambda some: repair.repair(primitive, some)),
-        ({Kind.PURGE}, lambda some: [lists.purge(primitive, action) for action in some]),
+        ({Kind.PURGE}, lambda some: [_purge(mover, action) for action in some]),
+        ({Kind.SEND}, lambda some: sent.send(primitive, some)),
         ({Kind.DELETE}, lambda some: stored.delete(primitive, some, vault.free(folder))),
         ({Kind.EXPIRE}, lambda some: stored.expire(primitive, some)),
         ({Kind.DROP}, lambda some: drop.drop(primitive, some, vault.free(folder))),
@@ -260,6 +272,10 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
             known = refusals.of(error, primitive.broker.target.shown_broker)
             outcomes += _broken_off(primitive, group, f"{known.message}{_aside(primitive)}")
     return outcomes
+
+
+def _purge(mover: Mover, action: Action) -> Outcome:
+    return selected.carry_out(mover, action) if action.only else lists.purge(mover.primitive, action)
 
 
 def _aside(primitive: Primitive) -> str:

@@ -19,6 +19,9 @@ from opslib.writer.primitive import Answer, Primitive
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
+#: What gives the account of a message that is wanted, from its bytes.
+Taking = Callable[[bytes], "Mapping[str, Any] | None"]
+
 #: In a list of up to so many messages, one is found quickly enough by its bytes, and put back to its place.
 SEARCHABLE = 2_000
 #: A purge goes on if the queue has grown by so much since it was planned, and is refused beyond.
@@ -62,7 +65,17 @@ def most(planned: int) -> int:
     return int(planned * _GROWTH) + _MARGIN
 
 
-def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def by_sha(wanted: Mapping[str, Sequence[Mapping[str, Any]]]) -> Taking:
+    """Take messages by their sha256: as many of each as there are accounts of it."""
+    left = {sha: list(accounts) for sha, accounts in wanted.items()}
+
+    def taking(raw: bytes) -> Mapping[str, Any] | None:
+        return left[sha].pop() if left.get(sha := digest(raw)) else None
+
+    return taking
+
+
+def sieve(primitive: Primitive, key: str, taking: Taking) -> list[dict[str, Any]]:
     """
     Take messages out of a list that is too long to search, by reading it once from its served end.
 
@@ -70,10 +83,10 @@ def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[
     What is pushed meanwhile comes to stand among what is dealt back; what workers are served stays in order.
 
     Args:
-        wanted: By sha256, an account of each message that is wanted; as many are taken as there are accounts.
+        taking: Asked of each message once, the first served first; gives its account if it is wanted.
 
     Returns:
-        The accounts of what was taken.
+        The accounts of what was taken, each with the message's sha256 and the list that it is in now.
     """
     work = aside(primitive.broker, primitive.run_id, key)
     if primitive.broker.writes.exists(raw_name(work)):  # an interrupted pass, gone on with
@@ -85,15 +98,17 @@ def sieve(primitive: Primitive, key: str, wanted: Mapping[str, Sequence[Mapping[
         begun = answer.number
         points.passed("list-set-aside")
     quarantine = _free(primitive, key.removeprefix(primitive.broker.keys.prefix), first=2)
-    left = {sha: list(accounts) for sha, accounts in wanted.items()}
     taken: list[dict[str, Any]] = []
-    while window := _served_end(primitive, work):  # to its end, for the rest must not stay aside either
-        here = [left[sha].pop() if left.get(sha := digest(raw)) else None for raw in window]
-        runs = [(quarantine if out else key, len(list(some))) for out, some in itertools.groupby(map(bool, here))]
+    while window := served_end(primitive, work):  # to its end, for the rest must not stay aside either
+        here = [taking(raw) for raw in window]
+        runs = [
+            (quarantine if out else key, len(list(some)))
+            for out, some in itertools.groupby(account is not None for account in here)
+        ]
         items = [
             {**account, "sha": digest(raw), "to": quarantine}
             for account, raw in zip(here, window, strict=True)
-            if account
+            if account is not None
         ]
         way = [(work, "RIGHT", to, "LEFT", count) for to, count in runs]
         deal(primitive, way, role="sieve", list=key, items=items, **{"pass": begun})
@@ -268,9 +283,16 @@ def _most(primitive: Primitive, key: str) -> int:
     return max(1, min(most, _WINDOW_BYTES * client.llen(raw_name(key)) // used))
 
 
-def _served_end(primitive: Primitive, key: str) -> list[bytes]:
-    """Return a window of the messages that would be served next, the first of them first."""
-    return cast("list[bytes]", primitive.broker.writes.lrange(raw_name(key), -_most(primitive, key), -1))[::-1]
+def served_end(primitive: Primitive, key: str, wanted: int = 0) -> list[bytes]:
+    """
+    Return a window of the messages that would be served next, the first of them first.
+
+    Args:
+        wanted: So many, as far as one script may deal them, and at least one; 0 for as many as it may.
+    """
+    most = _most(primitive, key)
+    most = min(most, wanted) if wanted else most
+    return cast("list[bytes]", primitive.broker.writes.lrange(raw_name(key), -most, -1))[::-1]
 
 
 def _dealt(batch: Batch) -> int:

@@ -38,7 +38,7 @@ def carry_out(primitive: Primitive, mover: Mover, actions: Sequence[Action]) -> 
     remembered = _remembered(primitive.broker, journal)
     outcomes: list[Outcome] = []
     for op, some in groupby(actions, key=lambda action: _op(batches, action)):
-        if op == "move":
+        if op in {"move", "send"}:
             outcomes += _moves_back(primitive, mover, list(some), batches, remembered)
         elif op == "keys":
             outcomes += _keys_back(primitive, list(some), batches)
@@ -113,7 +113,7 @@ def _moves_back(
         some = wanted[start : start + _PER_GO]
         found = _arrived(primitive.broker, [batch.items[n] for _, batch, n in some])
         moves = [
-            (action, _reverse(batch, n, found[batch.items[n]["sha"]], action))
+            (action, _reverse(primitive, batch, n, found[batch.items[n]["sha"]], action))
             for action, batch, n in some
             if batch.items[n]["sha"] in found
         ]
@@ -136,14 +136,28 @@ def _moved_back(action: Action, letters: Sequence[str], mover: Mover) -> Outcome
         taken = "X" in letters
         reason = "Something with its delivery tag is there again; it stays in quarantine." if taken else _NOT_THERE
         return Outcome(action=action, status=Status.SKIPPED, reason=reason)
+    if action.destination == "quarantine":
+        return Outcome(action=action, status=Status.APPLIED, reason="Taken back; it is kept in quarantine.")
     where = "where it was" if MOVED_NEXT not in letters else "next to be served, for the queue has moved on"
     gone = f" {len(letters) - back} of {len(letters)} were taken meanwhile." if back < len(letters) else ""
     return Outcome(action=action, status=Status.APPLIED, reason=f"Back in {action.destination}, {where}.{gone}")
 
 
-def _reverse(batch: Batch, n: int, arrived: bytes, action: Action) -> Move:
-    """Return the move that takes a message from where a run put it to where the run had found it."""
+def _reverse(primitive: Primitive, batch: Batch, n: int, arrived: bytes, action: Action) -> Move:
+    """Return the move that takes a message from where a run put it to where it had been; one that was sent, nowhere."""
     item = batch.items[n]
+    if batch.receipt["op"] == "send":
+        space, key = primitive.broker.keys, str(item["to"][0])
+        kept = space.quarantine(primitive.run_id, key.removeprefix(space.prefix))
+        return Move(
+            action=action.id,
+            subject=str(item["s"]),
+            task=str(item.get("t", "")),
+            source=Place(key=key),
+            destination=Place(key=kept),
+            seen=arrived,
+            undoes=(batch.number, n),
+        )
     key, index, tag, score = item["from"]
     seen = batch.place(n)
     served = "next"

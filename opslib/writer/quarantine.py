@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib.collectors import queues
-from opslib.envelope import digest, rerouted, restored
+from opslib.envelope import digest
 from opslib.facts import Whereabouts
 from opslib.keys import raw_name
 from opslib.plan import Action, Copy, Kind, Outcome, Status
+from opslib.rewrite import rerouted, restored
 from opslib.writer import journal as journals
-from opslib.writer import lists
+from opslib.writer import lists, selected
 from opslib.writer.moves import CHANGED, GONE, MOVED, MOVED_NEXT, TAKEN, UNDONE, Move, Mover, Place
 
 if TYPE_CHECKING:
@@ -57,7 +58,15 @@ class Handler:
         return dict(Counter(m.subject for (m, _), letter in zip(moves, letters, strict=True) if letter == MOVED))
 
     def single(self, actions: Sequence[Action]) -> list[Outcome]:
-        """Restore, quarantine, move or reorder messages, each by its exact bytes."""
+        """
+        Restore, quarantine, purge, move or reorder messages, each by its exact bytes.
+
+        What is about whole lists is gone through list by list, before that.
+        """
+        whole = [action for action in actions if any(copy.place == "list" for copy in action.copies)]
+        if whole:
+            rest = [action for action in actions if action not in whole]
+            return [*(selected.carry_out(self._mover, action) for action in whole), *self.single(rest)]
         lists.settle(self._primitive)
         moves: dict[int, list[_Found]] = {}
         outcomes: list[Outcome] = []
@@ -92,7 +101,7 @@ class Handler:
                 far[move.source.key][digest(move.seen)].append(account)
                 letters[n] = GONE
         for key, wanted in far.items():
-            for item in lists.sieve(self._primitive, key, wanted):
+            for item in lists.sieve(self._primitive, key, lists.by_sha(wanted)):
                 n, move = int(item["n"]), found[int(item["n"])][0]
                 letters[n] = MOVED
                 if not self._broker.keys.quarantined(move.destination.key):

@@ -145,6 +145,9 @@ def _way(op: str, item: Mapping[str, Any], count: int, role: str) -> tuple[str, 
             destination,
             f"{messages} come{'s' * (count == 1)} back to {destination}, if nobody has taken it.",
         )
+    if op == "send":
+        key = item["to"][0]
+        return key, "quarantine", f"The message that was sent is taken out of {key} again, if nobody has taken it."
     if op == "rename":
         return (
             _shown(item["to"]),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 2.0
 #: What these do is looked for message by message; the others prove it by themselves, or change no message.
-_LOOKED_FOR = {Kind.RESTORE, Kind.QUARANTINE, Kind.MOVE, Kind.STOP, Kind.PURGE}
+_LOOKED_FOR = {Kind.RESTORE, Kind.QUARANTINE, Kind.MOVE, Kind.STOP, Kind.PURGE, Kind.SEND}
 #: A stop may have found no message, and then the journal has none.
 _JOURNALLED = _LOOKED_FOR - {Kind.STOP}
 
@@ -82,7 +82,7 @@ def _where(batch: Batch, item: Mapping[str, Any]) -> str:
     """Return the list that an item was moved to; empty if it is none."""
     if batch.receipt["op"] == "deal":
         return next((to for _, _, to, _, _ in batch.receipt["runs"] if to != batch.receipt["list"]), "")
-    return "" if batch.receipt["op"] != "move" or item["to"][1] else str(item["to"][0])
+    return "" if batch.receipt["op"] not in {"move", "send"} or item["to"][1] else str(item["to"][0])
 
 
 def _renamed(broker: Broker, item: Mapping[str, Any], batch: Batch, n: int) -> dict[int, str]:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from redis.exceptions import ResponseError
 
-from opslib.envelope import digest, restored
+from opslib.envelope import digest
+from opslib.rewrite import restored
 from opslib.errors import Refused
 from opslib.writer import journal as journals
 from opslib.writer import lock, moves, scripts

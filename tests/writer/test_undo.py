@@ -139,7 +139,7 @@ def test_a_list_too_long_to_search_is_sieved_and_put_together_again(broker, redi
     before = values(redis)
     wanted = {seeded[n].sha256: [{"a": 1, "s": seeded[n].task_id}] for n in chosen}
     with mover(broker, run_id()) as hand:
-        assert len(lists.sieve(hand.primitive, QUEUE, wanted)) == len(list(chosen))
+        assert len(lists.sieve(hand.primitive, QUEUE, lists.by_sha(wanted))) == len(list(chosen))
     left = [each.raw for n, each in enumerate(seeded) if n not in set(chosen)]
     assert redis.lrange(QUEUE, 0, -1) == left[::-1]
     assert told(undone(broker, run_id())) == ["applied"]

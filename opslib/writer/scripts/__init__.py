@@ -9,6 +9,7 @@ from importlib.resources import files
 _BEGINS = {
     "move": ("primitive",),
     "deal": ("primitive",),
+    "push": ("primitive",),
     "rename": ("primitive",),
     "note": ("primitive",),
     "index": ("primitive",),

@@ -1,0 +1,41 @@
+"""New messages → the lists of their queues, once each, with a receipt by which they can be taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from opslib.envelope import Head, digest, head
+from opslib.plan import Action, Outcome, Status
+from opslib.writer.moves import BATCH_MOVES
+from opslib.writer.primitive import Primitive
+
+
+def send(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
+    """Publish messages as Celery does it by the default exchange: behind all that waits in their list."""
+    outcomes: list[Outcome] = []
+    for start in range(0, len(actions), BATCH_MOVES):
+        some = [(action, action.message.encode()) for action in actions[start : start + BATCH_MOVES]]
+        keys = primitive.keys()
+        values: list[bytes | str | float] = []
+        items = []
+        for action, raw in some:
+            found = head(raw)
+            if not isinstance(found, Head) or found.task_id != action.subject:
+                reason = "Its message is none that a worker could read as that task."
+                outcomes.append(Outcome(action=action, status=Status.FAILED, reason=reason))
+                continue
+            key = primitive.broker.keys.queue(action.destination, found.priority)
+            values += [keys.number(key), raw]
+            items.append(
+                {"a": action.id, "s": action.subject, "t": action.task, "to": [key, "", "", None], "sha": digest(raw)}
+            )
+        if items:
+            about = {"send": [[item["s"], item["to"]] for item in items]}
+            primitive.call("push", keys, values, receipt={"op": "send", "items": items}, about=about)
+            sent = {item["a"] for item in items}
+            outcomes += [
+                Outcome(action=action, status=Status.APPLIED, reason=f"It waits in {action.destination}.")
+                for action, _ in some
+                if action.id in sent
+            ]
+    return outcomes
