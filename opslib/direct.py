@@ -75,7 +75,7 @@ def _carried_out(plan: Plan, broker: Broker, *, dry_run: bool, judge: str) -> Ru
     outcomes = apply(plan, broker, dry_run=dry_run)
     after = collect(broker)
     remaining = _judged(judge, after, broker)
-    return records.concluding(
+    return records.record(
         records.context().runbook,
         before=after,
         findings=remaining,
@@ -84,6 +84,7 @@ def _carried_out(plan: Plan, broker: Broker, *, dry_run: bool, judge: str) -> Ru
         after=after,
         remaining=remaining,
         dry_run=dry_run,
+        written=False,
     )
 
 

@@ -221,6 +221,15 @@ class Plan:
         """Return the plan as JSON types, without the digest."""
         return cast("Mapping[str, object]", json.loads(json.dumps(asdict(self))))
 
+    def shown(self) -> dict[str, object]:
+        """Return the plan as a record has it: with its digest; of a message to be sent, which has arguments, the size."""
+        content = dict(self.content())
+        content["actions"] = [
+            {**row, "message": f"{len(str(row['message'])):,} bytes" if row["message"] else ""}
+            for row in cast("list[dict[str, object]]", content["actions"])
+        ]
+        return {"digest": self.digest, **content}
+
     def summary(self) -> str:
         """Return the counts in words: "restore 4, stop 2"; "nothing" for an empty plan."""
         counts = Counter(str(action.kind) for action in self.actions)

@@ -129,49 +129,31 @@ def record(
     *,
     before: Snapshot,
     findings: Sequence[Finding],
-    plan: Plan,
-    outcomes: Sequence[Outcome],
-    after: Snapshot,
-    remaining: Sequence[Finding],
-    dry_run: bool,
+    plan: Plan | None = None,
+    outcomes: Sequence[Outcome] = (),
+    after: Snapshot | None = None,
+    remaining: Sequence[Finding] | None = None,
+    dry_run: bool = True,
+    written: bool = True,
 ) -> RunRecord:
     """
     Conclude a run: write its record where the runner wants it, and return it to be shown.
 
     The verdict is over what remains; so is the coverage. Exit code: docs/exit-codes.md.
+
+    Args:
+        plan: None, with no outcomes, for a runbook that only looks.
+
+        after: The look after the changes; None where there was no second one, and what was found remains.
+
+        written: False leaves the writing to the caller: where no disk takes a record, it can still be told.
     """
-    result = concluding(
-        runbook,
-        before=before,
-        findings=findings,
-        plan=plan,
-        outcomes=outcomes,
-        after=after,
-        remaining=remaining,
-        dry_run=dry_run,
-    )
-    write(result, context().record)
-    return result
-
-
-def concluding(
-    runbook: str,
-    *,
-    before: Snapshot,
-    findings: Sequence[Finding],
-    plan: Plan,
-    outcomes: Sequence[Outcome],
-    after: Snapshot,
-    remaining: Sequence[Finding],
-    dry_run: bool,
-) -> RunRecord:
-    """Return the record of a run without writing it: where no disk takes it, it can still be told."""
     ctx = context()
-    remaining = [*remaining, *_unproven(outcomes)]
+    remaining = [*(findings if remaining is None else remaining), *_unproven(outcomes)]
     judged = verdict(remaining)
     failed = any(outcome.status is Status.FAILED for outcome in outcomes)
-    waiting = dry_run and len(plan) > 0
-    return RunRecord(
+    waiting = dry_run and bool(plan)
+    result = RunRecord(
         run_id=ctx.run_id,
         runbook=runbook,
         target=before.target,
@@ -184,13 +166,16 @@ def concluding(
         dry_run=dry_run,
         verdict=str(judged),
         exit_code=int(exit_code(judged, needs_person=failed or waiting)),
-        coverage=[asdict(row) for row in after.coverage],
+        coverage=[asdict(row) for row in (after or before).coverage],
         findings=_rows(findings),
-        plan={"digest": plan.digest, **plan.content()},
+        plan=plan.shown() if plan is not None else {},
         outcomes=_told(outcomes),
         remaining=_rows(remaining),
         report=ctx.report,
     )
+    if written:
+        write(result, ctx.record)
+    return result
 
 
 def _unproven(outcomes: Iterable[Outcome]) -> list[Finding]:
@@ -231,7 +216,7 @@ def carried_out(plan: Plan, outcomes: Iterable[Outcome]) -> None:
     path = Path(ctx.record)
     with suppress(OSError, msgspec.DecodeError):  # a full disk must not hide it either; the journal has it
         known = read(path)
-        known.plan, known.outcomes = {"digest": plan.digest, **plan.content()}, _told(outcomes)
+        known.plan, known.outcomes = plan.shown(), _told(outcomes)
         write(known, path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,7 +38,17 @@ class _Refusal:
     hint: str
     over_tls: str = ""
 
+    def fits(self, kinds: Set[str], said: str) -> bool:
+        """Whether an error of these kinds, which says that, is of this sort."""
+        return any(sign in kinds or said.startswith(sign) or (" " in sign and sign in said) for sign in self.signs)
 
+
+_FULL = _Refusal(
+    ("OutOfMemoryError", "OOM", "-OOM", "command not allowed when used memory"),
+    Refused,
+    "{shown} is out of memory and takes no more writes; nothing of this was changed.",
+    "Make room first: raise maxmemory, or expire results; workers cannot acknowledge either.",
+)
 #: The first that fits; what a server says beats the kind of exception that redis-py makes of it.
 _KNOWN = (
     _Refusal(
@@ -65,12 +75,7 @@ _KNOWN = (
         "{shown}: the server has no such database.",
         "Check the number at the end of the URL.",
     ),
-    _Refusal(
-        ("OutOfMemoryError", "OOM", "-OOM", "command not allowed when used memory"),
-        Refused,
-        "{shown} is out of memory and takes no more writes; nothing of this was changed.",
-        "Make room first: raise maxmemory, or expire results; workers cannot acknowledge either.",
-    ),
+    _FULL,
     _Refusal(
         ("ReadOnlyError", "READONLY", "-READONLY "),
         Refused,
@@ -157,15 +162,29 @@ def of(error: BaseException, shown: str) -> OpsError:
             f"This machine's disk takes no more: {error.strerror}.",
             hint="Make room, or set OPS_REPORTS to another folder.",
         )
-    said = _PREAMBLE.sub("", redact.plain(error)).rstrip(".") or type(error).__name__
+    said = _said(error)
     cause = error.__cause__ or error.__context__
-    kinds = {kind.__name__ for kind in type(error).__mro__}
+    kinds = _kinds(error)
     over_tls = shown.startswith("rediss:")
     # A file of the TLS options that is not there looks like a server that is not.
     if isinstance(cause, ssl.SSLError) or (over_tls and isinstance(cause, FileNotFoundError | PermissionError)):
         kinds.add("SSLError")
     for refusal in _KNOWN:
-        if any(sign in kinds or said.startswith(sign) or (" " in sign and sign in said) for sign in refusal.signs):
+        if refusal.fits(kinds, said):
             hint = (over_tls and refusal.over_tls) or refusal.hint
             return refusal.becomes(refusal.says.format(shown=shown, said=said), hint=hint)
     raise error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a server refused something only because it is out of memory."""
+    return _FULL.fits(_kinds(error), _said(error))
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _said(error: BaseException) -> str:
+    """Return what happened, without what the client says before it."""
+    return _PREAMBLE.sub("", redact.plain(error)).rstrip(".") or type(error).__name__

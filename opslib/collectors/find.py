@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -41,6 +42,7 @@ def find(
     selection: Selection | None = None,
     places: Iterable[str] = (),
     limit: int = MOST_TASKS,
+    oldest: int = 0,
     kept: bool = True,
     settle: str = "",
     answer_within: str = "1.5s",
@@ -49,8 +51,9 @@ def find(
     """
     Look for tasks in every place.
 
-    Results, then unacked and nodes, then waiting lists, as in `collect`: a task on its way is seen twice rather
-    than not at all.
+    Read from the end of a task's life to its beginning: a retry and a restored message go this way, and are met at
+    least once. A task that moves on meanwhile goes the other way and can slip through, so whatever was found nowhere,
+    or may just have been passing, is looked for once more in the opposite order.
 
     Args:
         selection: Instead of ids: the tasks in flight that it means.
@@ -59,32 +62,49 @@ def find(
 
         limit: Tasks of a selection that are kept; the others are counted.
 
+        oldest: Where neither is given: so many of the tasks that have been delivered and unacknowledged the longest.
+
         kept: Whether quarantine and dead letters are looked through too.
 
-        settle: Pause before a second look at what may just be passing by, with a unit; empty for one look.
+        settle: Pause before a second look, with a unit; empty for one look.
 
     Raises:
         BrokerUnreachable: If the server stops answering on the way.
     """
     timeout_s = seconds(answer_within, "answer_within")
     pause_s = seconds(settle, "settle") if settle else None
+    named = frozenset(map(_spelled, ids))
     with refusals.explained(broker.target.shown_broker):
         found, keys_coverage = keyspace.read(broker, max_keys=max_keys)
-        stored, results_coverage = results.by_id(broker, sorted(set(ids)))
+        stored = results.by_id(broker, sorted(named))
         everything, listings = _in_flight(broker, found, keys_coverage, timeout_s=timeout_s)
-        if selection is None:
-            seen = _by_id(broker, everything, listings, frozenset(ids))
-        else:
+        if selection is not None:
             seen = _by_selection(broker, everything, listings, selection, frozenset(places), limit)
-            stored, results_coverage = results.by_id(broker, sorted(seen.ids))
-        seen = replace(seen, results=tuple(stored), coverage=(*seen.coverage, results_coverage))
+        else:
+            longest = (message.task_id for message in everything.unacked if message.task_id)
+            wanted = named or frozenset(list(dict.fromkeys(longest))[:oldest])
+            seen = _by_id(broker, everything, listings, wanted)
+        if seen.ids != named:
+            stored = results.by_id(broker, sorted(seen.ids))
+        seen = replace(seen, results=tuple(stored[0]), coverage=(*seen.coverage, stored[1]))
         if kept:
-            seen = _with_kept(broker, found, seen)
-        if pause_s is None or not looks.unsettled(seen):
+            seen = _with_kept(broker, found, listings, seen)
+        if pause_s is None or not _unsure(seen):
             return seen
         time.sleep(pause_s)
-        again = looks.second(broker, found, seen, timeout_s=timeout_s)
-        return _only(again, ids=seen.ids, offspring=seen.offspring)
+        again = looks.second(broker, found, seen, timeout_s=timeout_s, wanted=seen.ids)
+        again = _only(again, ids=seen.ids, offspring=seen.offspring)
+        return _with_kept(broker, found, listings, again) if kept else again
+
+
+def _unsure(seen: Whereabouts) -> bool:
+    """Whether a second look could say more: a task that is nowhere, in passing, or waits beside an idle node."""
+    passing = looks.unsettled(seen)
+    return (
+        isinstance(passing, frozenset)
+        or not all(seen.places.values())
+        or bool(seen.waiting and looks.idle_beside_work(seen))
+    )
 
 
 def _in_flight(
@@ -93,7 +113,7 @@ def _in_flight(
     """Return all that is delivered and held, of any task, and the lists that are yet to be read."""
     taken_at = broker.server_time()
     info, server_coverage = server.read(broker)
-    delivered, _, unacked_coverage = unacked.read(broker, found.bindings, max_messages=looks.MAX_UNACKED)
+    delivered, odd, unacked_coverage = unacked.read(broker, found.bindings, max_messages=looks.MAX_UNACKED)
     nodes, held, receivers, workers_coverage = workers.read(broker, timeout_s=timeout_s, remembered=found.remembered)
     names, not_queues = looks.queue_names(broker, found, nodes)
     listings, strange = queues.lists(broker, names)
@@ -111,12 +131,13 @@ def _in_flight(
         receivers=receivers,
         visibility_timeout_s=visibility_s,
         visibility_source=source,
+        foreign_prefixes=tuple(sorted(found.foreign)),
         coverage=(
             server_coverage,
             keys_coverage,
             workers_coverage,
             queues.coverage(sum(each.length for each in listings), 0, strange, not_queues),
-            unacked_coverage,
+            _noting(unacked_coverage, len(odd)),
             *keyspace.set_aside(broker, found),
         ),
     )
@@ -126,16 +147,21 @@ def _in_flight(
 def _by_id(
     broker: Broker, everything: Whereabouts, listings: Sequence[queues.Listing], ids: frozenset[str]
 ) -> Whereabouts:
-    rows: list[WaitingMessage] = []
+    odd: Counter[str] = Counter()
     offspring: list[WaitingMessage | UnackedMessage] = [
         row for row in everything.unacked if row.root_id in ids and row.task_id not in ids
-    ]
-    for row in queues.chosen(broker, listings, lambda h: h.task_id in ids or h.root_id in ids):
-        if row.task_id in ids:
-            rows.append(row)
-        elif len(offspring) < _MOST_OFFSPRING:
-            offspring.append(row)
-    return _only(replace(everything, waiting=tuple(rows)), ids=ids, offspring=offspring)
+    ][:_MOST_OFFSPRING]
+
+    def theirs() -> Iterable[WaitingMessage]:
+        for row in queues.chosen(broker, listings, lambda h: h.task_id in ids or h.root_id in ids, odd=odd):
+            if row.task_id in ids:
+                yield row
+            elif len(offspring) < _MOST_OFFSPRING:
+                offspring.append(row)
+
+    rows = looks.copies(theirs())
+    seen = replace(everything, waiting=tuple(rows), coverage=_with_odd(everything.coverage, odd))
+    return _only(seen, ids=ids, offspring=offspring)
 
 
 def _by_selection(
@@ -151,28 +177,44 @@ def _by_selection(
 
     A task that a node holds is judged by its message where it has one; without, it has no retries that anybody knows.
     """
-    delivered = {row.task_id: row for row in everything.unacked}
-    meant: dict[str, None] = {}
-    if not places or "unacked" in places:
-        meant |= dict.fromkeys(task_id for task_id, row in delivered.items() if selection.fits(row))
-    for task in everything.held:
-        if (not places or task.place in places) and selection.fits(delivered.get(task.task_id) or _Held(task)):
-            meant[task.task_id] = None
-    rows: list[WaitingMessage] = []
-    more = max(0, len(meant) - limit)
-    ids = set(list(meant)[:limit])
-    if not places or "waiting" in places:
-        for row in queues.chosen(broker, listings, lambda h: fnmatchcase(h.task, selection.task)):
+    odd: Counter[str] = Counter()
+    meant = _meant(everything, selection, places)
+    ids = set(meant[:limit])
+    beyond = frozenset(meant[limit:])
+    more = len(beyond)
+
+    def theirs() -> Iterable[WaitingMessage]:
+        nonlocal more
+        for row in queues.chosen(broker, listings, lambda h: fnmatchcase(h.task, selection.task), odd=odd):
+            if row.task_id not in ids and row.task_id not in beyond and selection.fits(row):
+                if len(ids) < limit:
+                    ids.add(row.task_id)
+                else:
+                    more += 1
             if row.task_id in ids:
-                rows.append(row)
-            elif selection.fits(row) and len(ids) < limit:
-                ids.add(row.task_id)
-                rows.append(row)
-            elif selection.fits(row):
-                more += 1
-    elif ids:
-        rows = [row for row, _ in queues.matches(broker, listings, ids=frozenset(ids))]
-    return replace(_only(replace(everything, waiting=tuple(rows)), ids=frozenset(ids)), selection=selection, more=more)
+                yield row
+
+    if not places or "waiting" in places:
+        rows = looks.copies(theirs())
+    if ids and ((places and "waiting" not in places) or selection.retries or selection.expired_at is not None):
+        # A copy that the filter does not mean by itself is one of the task all the same.
+        rows = looks.copies(row for row, _ in queues.matches(broker, listings, ids=frozenset(ids)))
+    elif not ids:
+        rows = []
+    seen = replace(everything, waiting=tuple(rows), coverage=_with_odd(everything.coverage, odd))
+    return replace(_only(seen, ids=frozenset(ids)), selection=selection, more=more)
+
+
+def _meant(everything: Whereabouts, selection: Selection, places: frozenset[str]) -> list[str]:
+    """Return the tasks that nodes have and a filter means, each once, those delivered the longest ago first."""
+    delivered = {row.task_id: row for row in everything.unacked}
+    unacked_ids = [row.task_id for row in everything.unacked if selection.fits(row)]
+    held_ids = [
+        task.task_id
+        for task in everything.held
+        if (not places or task.place in places) and selection.fits(delivered.get(task.task_id) or _Held(task))
+    ]
+    return list(dict.fromkeys([*(unacked_ids if not places or "unacked" in places else ()), *held_ids]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +230,15 @@ class _Held:
         return self.held.task
 
 
-def _with_kept(broker: Broker, found: keyspace.Found, seen: Whereabouts) -> Whereabouts:
-    """Look through what is out of circulation as well."""
+def _with_kept(
+    broker: Broker, found: keyspace.Found, listings: Sequence[queues.Listing], seen: Whereabouts
+) -> Whereabouts:
+    """Look through what is out of circulation as well; what was read as a queue is no list of dead letters."""
+    read = {listing.key for listing in listings}
     kept, quarantine_coverage = quarantine.of_tasks(broker, found.quarantined, seen.ids)
-    dead, dead_coverage = dead_letters.of_tasks(broker, found.dead, seen.ids)
-    coverage = (*seen.coverage, quarantine_coverage, dead_coverage)
+    dead, dead_coverage = dead_letters.of_tasks(broker, [key for key in found.dead if key not in read], seen.ids)
+    others = (row for row in seen.coverage if row.place not in {quarantine_coverage.place, dead_coverage.place})
+    coverage = (*others, quarantine_coverage, dead_coverage)
     return replace(seen, quarantined=tuple(kept), dead=tuple(dead), coverage=coverage)
 
 
@@ -208,3 +254,29 @@ def _only(
         unreadable=(),
         offspring=tuple(offspring),
     )
+
+
+def _with_odd(rows: Iterable[Coverage], odd: Counter[str]) -> tuple[Coverage, ...]:
+    where = ", ".join(name for name, _ in odd.most_common(3))
+    return tuple(_noting(row, odd.total(), f" in {where}") if row.place == "waiting" else row for row in rows)
+
+
+def _noting(row: Coverage, odd: int, where: str = "") -> Coverage:
+    """
+    Return coverage that says how many messages cannot be decoded.
+
+    They were looked at, so nothing of the place was silent; but nobody can say which tasks they are of.
+    """
+    if not odd:
+        return row
+    said = f"{odd:,} message{'s' * (odd != 1)}{where} cannot be decoded, so nobody knows of which task."
+    return replace(row, note=f"{row.note} {said}".strip())
+
+
+def _spelled(task_id: str) -> str:
+    """Return an id as a message's row has it: half of a surrogate pair is spelled out, as the server knows none."""
+    try:
+        task_id.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return task_id.encode("utf-8", "backslashreplace").decode("utf-8")
+    return task_id

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: Rows of unacked messages that are kept; a deployment has as many as its nodes prefetch.
 MAX_UNACKED = 50_000
 _MOST_RESULTS = 5_000
+#: Copies of one id that are kept: somebody who gives every message the same id must not fill this machine's memory.
+MOST_COPIES = 100
 AnySnapshot = TypeVar("AnySnapshot", bound=Snapshot)
 
 #: Celery's own default for the Redis transport.
@@ -107,21 +109,31 @@ def first(
     )
 
 
-def second(broker: Broker, found: keyspace.Found, before: AnySnapshot, *, timeout_s: float) -> AnySnapshot:
+def second(
+    broker: Broker,
+    found: keyspace.Found,
+    before: AnySnapshot,
+    *,
+    timeout_s: float,
+    wanted: frozenset[str] = frozenset(),
+) -> AnySnapshot:
     """
     Read again what may have been passing, in the order that makes a copy seen twice a real one.
 
     Waiting copies first and unacked ones after: a retry pushes its new message before the old one is acknowledged,
-    so an old copy that is still there after the new one was seen did not just lose a race.
+    so an old copy that is still there after the new one was seen did not just lose a race. It is also the order in
+    which a task moves, so one that overtook the first look cannot overtake this one.
+
+    Args:
+        wanted: Tasks that are looked for again wherever the first look saw them, or did not.
     """
     taken_at = broker.server_time()
     suspects = unsettled(before)
-    ids = suspects if isinstance(suspects, frozenset) else frozenset[str]()
+    ids = wanted | (suspects if isinstance(suspects, frozenset) else frozenset[str]())
     listings, _ = queues.lists(broker, [queue.name for queue in before.queues])
     elsewhere = [message for message in before.waiting if message.task_id not in ids]
-    again = (
-        [row for row, _ in queues.matches(broker, listings, ids=ids)] if len(elsewhere) < len(before.waiting) else []
-    )
+    searched = wanted or len(elsewhere) < len(before.waiting)
+    again = copies(row for row, _ in queues.matches(broker, listings, ids=ids)) if searched else []
     delivered, odd, unacked_coverage = unacked.read(broker, found.bindings, max_messages=MAX_UNACKED)
     nodes, held, receivers, workers_coverage = workers.read(broker, timeout_s=timeout_s, remembered=found.remembered)
     unplaced = {result.task_id for result in before.results} | ids
@@ -193,6 +205,14 @@ def visibility(broker: Broker, nodes: Sequence[NodeInfo]) -> tuple[float, str]:
     if broker.target.thresholds.visibility_timeout:
         return seconds(broker.target.thresholds.visibility_timeout), "the target's thresholds"
     return VISIBILITY_TIMEOUT_S, "Celery's default, as no node said"
+
+
+def copies(rows: Iterable[WaitingMessage]) -> list[WaitingMessage]:
+    """Return messages as they come, of one task id no more than the last MOST_COPIES: those served first."""
+    kept: defaultdict[str, deque[WaitingMessage]] = defaultdict(lambda: deque(maxlen=MOST_COPIES))
+    for row in rows:
+        kept[row.task_id].append(row)
+    return [row for same in kept.values() for row in same]
 
 
 def _each_once(rows: Sequence[WaitingMessage]) -> tuple[WaitingMessage, ...]:

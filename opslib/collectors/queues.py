@@ -216,8 +216,19 @@ def matches(
                     yield _row(found, listing, position, raw), raw
 
 
-def chosen(broker: Broker, listings: Sequence[Listing], wants: Callable[[Wanted], bool]) -> Iterator[WaitingMessage]:
-    """Yield the waiting messages that somebody wants, by what is quickly read of each."""
+def chosen(
+    broker: Broker,
+    listings: Sequence[Listing],
+    wants: Callable[[Wanted], bool],
+    *,
+    odd: Counter[str] | None = None,
+) -> Iterator[WaitingMessage]:
+    """
+    Yield the waiting messages that somebody wants, by what is quickly read of each.
+
+    Args:
+        odd: Counts by queue the messages that cannot be decoded: nobody can say whether one of them is wanted.
+    """
     for listing in listings:
         for position, raw in stream(broker, listing):
             envelope = peek(raw)
@@ -225,8 +236,12 @@ def chosen(broker: Broker, listings: Sequence[Listing], wants: Callable[[Wanted]
             if envelope:
                 headers = envelope.headers
                 wanted = wants(Wanted(headers.id or "", headers.task or "", headers.root_id or ""))
+            elif isinstance(found, Head):
+                wanted = wants(Wanted(found.task_id, found.task, found.root_id))
             else:
-                wanted = isinstance(found, Head) and wants(Wanted(found.task_id, found.task, found.root_id))
+                wanted = False
+                if odd is not None:
+                    odd[listing.queue] += 1
             if wanted:
                 found = found or head(raw)
                 if isinstance(found, Head):

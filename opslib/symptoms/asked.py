@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from opslib.facts import Quarantined, WaitingMessage
 from opslib.plan import Action, Copy, Kind
 from opslib.selection import Selection
+from opslib.symptoms.stops import copy_of
 
 
 def purge(queue: str, lengths: Mapping[str, int], only: Selection | None = None) -> list[Action]:
@@ -102,7 +103,7 @@ def reorder(message: WaitingMessage, to: str) -> Action:
         task=message.task,
         source=message.queue,
         destination=to,
-        copies=(waiting_copy(message),),
+        copies=(copy_of(message),),
         effect=f"{where} of priority {message.priority} in {message.queue}; now {message.position:,} are before it.",
     )
 
@@ -123,18 +124,6 @@ def send(task_id: str, task: str, queue: str, message: str, *, due: str = "", co
     effect = f"A new task {task} waits in {queue} and {when}.{nobody}"
     return Action(
         kind=Kind.SEND, subject=task_id, task=task, source="", destination=queue, message=message, effect=effect
-    )
-
-
-def waiting_copy(message: WaitingMessage) -> Copy:
-    """Return a waiting message as an action names it."""
-    return Copy(
-        place="waiting",
-        key=message.key,
-        queue=message.queue,
-        priority=message.priority,
-        delivery_tag=message.delivery_tag,
-        sha256=message.sha256,
     )
 
 

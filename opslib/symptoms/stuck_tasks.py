@@ -12,15 +12,13 @@ from opslib.errors import BadParameter
 from opslib.facts import (
     FINAL_STATES,
     UNKNOWN_TASK,
-    Message,
     Snapshot,
     UnackedMessage,
     UnreadableMessage,
-    WaitingMessage,
 )
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Plan
-from opslib.symptoms import messages, orphans, sight
+from opslib.symptoms import messages, orphans, sight, stops
 from opslib.symptoms.view import View
 
 if TYPE_CHECKING:
@@ -162,9 +160,9 @@ def plan(snapshot: Snapshot, findings: Iterable[Finding], *, max_actions: int) -
         PlanTooLarge: If more than `max_actions` are needed.
     """
     certain = [finding for finding in findings if finding.severity is not Severity.UNKNOWN]
-    stops = {f.subject: f for f in certain if f.code in {"stuck-active", "retry-loop"}}
+    stopped = {f.subject: f for f in certain if f.code in {"stuck-active", "retry-loop"}}
     doubled = {f.subject for f in certain if f.code == "duplicate-task-id"}
-    actions = [_stop(snapshot, finding) for finding in stops.values()]
+    actions = [stops.of(snapshot, f.subject, task=f.task, why=f.code) for f in stopped.values()]
     ownerless = {f.evidence["delivery_tag"]: f for f in certain if f.code == "orphaned-unacked"}
     finished = {r.task_id for r in snapshot.results if r.state in FINAL_STATES}
     actions += [
@@ -172,7 +170,7 @@ def plan(snapshot: Snapshot, findings: Iterable[Finding], *, max_actions: int) -
         for message in snapshot.unacked
         if message.delivery_tag in ownerless
         and message.queue
-        and message.task_id not in stops.keys() | doubled | finished
+        and message.task_id not in stopped.keys() | doubled | finished
     ]
     unindexed = {f.evidence["delivery_tag"] for f in certain if f.code == "unacked-index-mismatch"}
     put_right = {copy.delivery_tag for action in actions for copy in action.copies}
@@ -184,37 +182,6 @@ def plan(snapshot: Snapshot, findings: Iterable[Finding], *, max_actions: int) -
     )
 
 
-def _stop(snapshot: Snapshot, finding: Finding) -> Action:
-    copies = [m for m in (*snapshot.waiting, *snapshot.unacked) if m.task_id == finding.subject]
-    running = next((t for t in snapshot.held if t.task_id == finding.subject and t.place == "active"), None)
-    node = next((n for n in snapshot.nodes if running and n.name == running.node), None)
-    terminate = node is not None and node.can_terminate
-    if running and not terminate:
-        pool = f"a {node.pool} pool" if node and node.pool else "its pool"
-        effect = f"Revoked everywhere; {pool} cannot end a running task, so it runs until {running.node} is restarted."
-    elif running:
-        effect = f"Ended on {running.node} and revoked everywhere; its work so far is lost."
-    else:
-        effect = "Revoked everywhere; every copy of its message is kept in quarantine."
-    return Action(
-        kind=Kind.STOP,
-        subject=finding.subject,
-        task=finding.task,
-        source=", ".join(
-            sorted(
-                {m.queue if isinstance(m, WaitingMessage) else "unacked" for m in copies}
-                | ({"active"} if running else set())
-            )
-        ),
-        destination="quarantine",
-        copies=tuple(_copy(message) for message in copies),
-        node=running.node if running else "",
-        terminate=terminate,
-        why=finding.code,
-        effect=effect,
-    )
-
-
 def _restore(message: UnackedMessage) -> Action:
     return Action(
         kind=Kind.RESTORE,
@@ -222,7 +189,7 @@ def _restore(message: UnackedMessage) -> Action:
         task=message.task,
         source="unacked",
         destination=message.queue,
-        copies=(_copy(message),),
+        copies=(stops.copy_of(message),),
         why="orphaned-unacked",
         effect=f"Back to {message.queue}, next to be served, marked redelivered.",
     )
@@ -235,7 +202,7 @@ def _repair(message: UnackedMessage) -> Action:
         task=message.task,
         source="unacked",
         destination="unacked",
-        copies=(_copy(message),),
+        copies=(stops.copy_of(message),),
         why="unacked-index-mismatch",
         effect="Indexed as if delivered now, so that Celery restores it should its node die.",
     )
@@ -258,16 +225,4 @@ def _quarantine(message: UnreadableMessage) -> Action:
         ),
         why="unreadable-message",
         effect="Taken out of circulation, so that no worker dies of it; its bytes are kept.",
-    )
-
-
-def _copy(message: Message) -> Copy:
-    return Copy(
-        place="unacked" if isinstance(message, UnackedMessage) else "waiting",
-        key=message.key,
-        queue=message.queue,
-        priority=message.priority,
-        delivery_tag=message.delivery_tag,
-        sha256=message.sha256,
-        score=getattr(message, "delivered_at", None),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from opslib import records, refusals
 from opslib.errors import LockHeld, Refused
 from opslib.keys import raw_name
 from opslib.plan import Action, Kind, Outcome, Status
@@ -18,23 +19,24 @@ from opslib.writer import audit, lists, scripts
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
-_SIGNS = ("OOM ", "-OOM", "command not allowed when used memory")
-
 
 def answers(error: BaseException, actions: Sequence[Action]) -> bool:
     """Whether a plan failed only because the server is full, and consists of what can be done nevertheless."""
-    is_full = type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in _SIGNS)
-    return is_full and bool(actions) and all(action.kind is Kind.PURGE for action in actions)
+    all_can = all(action.kind is Kind.PURGE and not action.only for action in actions)
+    return bool(actions) and all_can and refusals.is_full(error)
 
 
 def purge(broker: Broker, actions: Sequence[Action], run_id: str) -> list[Outcome]:
     """
     Set queues aside by their names alone.
 
+    Args:
+        run_id: By which they are undone; in their names, for there is nowhere else to write it.
+
     Raises:
         LockHeld: If somebody holds the lock, or another run is connected for changes.
     """
-    _alone(broker, run_id)
+    _alone(broker)
     outcomes = []
     for action in actions:
         pairs = [
@@ -53,14 +55,14 @@ def purge(broker: Broker, actions: Sequence[Action], run_id: str) -> list[Outcom
     return outcomes
 
 
-def _alone(broker: Broker, run_id: str) -> None:
+def _alone(broker: Broker) -> None:
     """Refuse if the clients show another run that may be changing the broker: there is no lock to tell."""
     clients = broker.reads.client_list()
     others = {
         client["name"].removeprefix("opslib:")
         for client in clients
         if client.get("name", "").startswith("opslib:") and client["name"][7:8].isdigit() and "Z-" in client["name"]
-    } - {run_id}
+    } - {records.context().run_id}
     if others:
         raise LockHeld(f"{broker.target.name} is being changed by another run, it seems: {', '.join(sorted(others))}.")
 
@@ -72,7 +74,7 @@ def _outcome(action: Action, said: Sequence[bytes]) -> Outcome:
         raise Refused(f"{said[1].decode('utf-8', 'replace')} is no list; nothing was changed.")
     moved = sum(int(n) for n in said[1:] if n.isdigit())
     if not moved:
-        reason = "It is empty by now, or holds more than was planned."
+        reason = "It is empty by now, holds more than was planned, or was set aside by this run before."
         return Outcome(action=action, status=Status.SKIPPED, reason=reason)
     reason = f"{moved:,} messages are kept in quarantine. The server was full: there was no lock, and is no journal."
     return Outcome(action=action, status=Status.APPLIED, reason=reason)

@@ -50,7 +50,7 @@ class Batch:
     @property
     def items(self) -> list[dict[str, Any]]:
         """What it was about, as its receipt has it."""
-        return list(self.receipt.get("items", []))
+        return cast("list[dict[str, Any]]", self.receipt.get("items", []))
 
     def done(self, n: int) -> bool:
         """Whether its n-th item was changed; what was dealt from a list that is set aside always was."""

@@ -28,7 +28,8 @@ LIFE_MS = 60_000
 #: So much of the token names a lock; what is shown is more than what has to be typed.
 SHOWN_ID, SHORTEST_ID = 12, 8
 SHORTEST_REASON = 10
-_AUDIT_ENTRIES = 100_000
+#: So many batches the stream in the broker tells of.
+AUDIT_ENTRIES = 100_000
 _TEXTS = ("run", "runbook", "who", "host", "started")
 _BATCH = re.compile(r"(\d+)\.(\d+)")
 
@@ -216,7 +217,7 @@ def names(lock_id: str, found: Holder) -> bool:
 def _take(broker: Broker, lock_id: str, line: Mapping[str, object]) -> tuple[str, bytes]:
     keys = broker.keys
     told = json.dumps(redact.values({**line, "by": records.operator(), "host": socket.gethostname()}))
-    answer = broker.writes.eval(scripts.text("unlock"), 2, keys.lock, keys.audit, lock_id, told, _AUDIT_ENTRIES)
+    answer = broker.writes.eval(scripts.text("unlock"), 2, keys.lock, keys.audit, lock_id, told, AUDIT_ENTRIES)
     said, detail = [*cast("list[bytes]", answer), b""][:2]
     return said.decode(), detail
 

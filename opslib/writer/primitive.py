@@ -20,14 +20,13 @@ from opslib.interrupts import deferred
 from opslib.keys import raw_name
 from opslib.writer import audit, points, scripts
 from opslib.writer import journal as journals
-from opslib.writer.lock import LIFE_MS
+from opslib.writer.lock import AUDIT_ENTRIES, LIFE_MS
 from opslib.writer.watch import Halted, Watch
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
     from opslib.writer.lock import Lock
 
-_AUDIT_ENTRIES = 100_000
 JOURNAL_LIFE_S = 14 * 86_400
 #: Before a batch without an answer is asked for again; its journal says whether it ran.
 _ASK_AGAIN_S = 0.3
@@ -147,22 +146,26 @@ class Primitive:
             points.passed("before-intent")
             audit.write("intent", batch=number, plan=self._plan, script=script, **about)
             points.passed("after-intent")
-            values = [self._lock.token, number, LIFE_MS, self._line, _AUDIT_ENTRIES, kept, *values]
+            values = [self._lock.token, number, LIFE_MS, self._line, AUDIT_ENTRIES, kept, *values]
             said, letters, seen = self._eval(number, script, keys, values)
             points.passed("after-script")
             audit.note("result", batch=number, said=said, letters=letters)
             points.passed("after-result")
-        if said in {"APPLIED", "REPLAY"}:
-            return Answer(number=number, letters=letters, seen=tuple(seen.split(",")) if seen else ())
+        if said not in {"APPLIED", "REPLAY"}:
+            raise self._refused(number, said, letters)
+        return Answer(number=number, letters=letters, seen=tuple(seen.split(",")) if seen else ())
+
+    def _refused(self, number: str, said: str, letters: str) -> Refused:
+        """Return what it means that the script wrote nothing; after some answers, nothing more is sent."""
         if said == "FENCED":
             self.over = "The lock was lost while this run was paused; nothing more was changed."
-            raise Fenced(self.over)
+            return Fenced(self.over)
         if said == "ELSEWHERE":
             self.over = "The server was restarted or failed over while it was being changed; nothing more was changed."
-            raise Halted(self.over)
+            return Halted(self.over)
         if said == "PARTIAL":
-            raise Refused(f"Batch {number} was begun and not ended; a person has to compare journal and quarantine.")
-        raise Refused(f"The server refused the batch: {said} {letters}; nothing of it was changed.")
+            return Refused(f"Batch {number} was begun and not ended; a person has to compare journal and quarantine.")
+        return Refused(f"The server refused the batch: {said} {letters}; nothing of it was changed.")
 
     def close(self, run_id: str = "") -> None:
         """

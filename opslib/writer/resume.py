@@ -46,7 +46,8 @@ def remaining(plan: Plan, broker: Broker, run_id: str) -> Plan:
             "has expired, or the server is another one, or was restarted, since.",
             hint="Run the runbook again.",
         )
-    if not plan.continues and (journal.undone or journal.undone_passes):
+    puts_back = any(action.kind is Kind.UNDO for action in plan)  # an undo of that run, which may be gone on with
+    if not puts_back and (journal.undone or journal.undone_passes):
         raise Refused("The run was undone, at least in part; it is not gone on with.", hint="Run the runbook again.")
     made = _made(journal)
     rest = [some for action in plan if not _is_aside(action) and (some := _left(action, journal, made))]
