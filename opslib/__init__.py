@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from opslib.render.charts import ages
     from opslib.render.display import show
     from opslib.render.frames import frame
+    from opslib.render.whereabouts import answers
     from opslib.writer import apply
 
 __version__ = "0.1.0"
-__all__ = ["ages", "apply", "collect", "connect", "find", "frame", "record", "show"]
+__all__ = ["ages", "answers", "apply", "collect", "connect", "find", "frame", "record", "show"]
 
 _HOMES = {
     "ages": "opslib.render.charts",
+    "answers": "opslib.render.whereabouts",
     "apply": "opslib.writer",
     "collect": "opslib.collectors",
     "connect": "opslib.broker",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,11 @@ if TYPE_CHECKING:
     from opslib.findings import Finding
     from opslib.records import RunRecord
 
-#: The judgement that fits any deployment, for a command that has no runbook of its own.
+#: What is the case after a change: a view of the system, and what is judged wrong in it.
+Look = Callable[["Broker"], "tuple[Snapshot, list[Finding]]"]
+#: The judgement that fits any deployment; and the runbooks whose own needs no more than a look at everything.
 _JUDGE = "stuck-tasks"
+_JUDGES = {_JUDGE, "queue-backlog", "retry-storm"}
 
 
 def run(
@@ -34,6 +36,7 @@ def run(
     reason: str = "",
     runbook: str = "",
     found: Sequence[dict[str, object]] = (),
+    look: Look | None = None,
 ) -> RunResult:
     """
     Carry out a plan, or only record it, look at the broker again, judge it, and archive the run, however it ends.
@@ -44,6 +47,8 @@ def run(
         runbook: Whose judgement is asked what the deployment is like afterwards.
 
         found: Findings of the run that made the plan.
+
+        look: Looks and judges afterwards, instead of the runbook's judgement.
 
     Raises:
         SettingsError: If the archive cannot be written.
@@ -56,7 +61,7 @@ def run(
     with session.environment(context), session.sigterm_interrupts():
         try:
             records.draft([])
-            record = _carried_out(plan, broker, dry_run=dry_run, judge=runbook or _JUDGE)
+            record = _carried_out(plan, broker, look or _judging(runbook), dry_run=dry_run)
             record.findings = list(found) or record.findings
             with suppress(OSError):  # what was done is told all the same
                 records.write(record, context.record)
@@ -68,13 +73,11 @@ def run(
         return session.archived(session.concluded(context, problem, record), Path(context.record).parent)
 
 
-def _carried_out(plan: Plan, broker: Broker, *, dry_run: bool, judge: str) -> RunRecord:
-    from opslib.collectors import collect
+def _carried_out(plan: Plan, broker: Broker, look: Look, *, dry_run: bool) -> RunRecord:
     from opslib.writer import apply
 
     outcomes = apply(plan, broker, dry_run=dry_run)
-    after = collect(broker)
-    remaining = _judged(judge, after, broker)
+    after, remaining = look(broker)
     return records.record(
         records.context().runbook,
         before=after,
@@ -88,11 +91,18 @@ def _carried_out(plan: Plan, broker: Broker, *, dry_run: bool, judge: str) -> Ru
     )
 
 
-def _judged(runbook: str, seen: Snapshot, broker: Broker) -> list[Finding]:
-    """Ask the runbook's own module, or the one that fits any deployment, what is wrong."""
-    name = f"opslib.symptoms.{runbook.replace('-', '_')}"
-    module = import_module(name if find_spec(name) else f"opslib.symptoms.{_JUDGE.replace('-', '_')}")
-    return list(module.diagnose(seen, module.Thresholds.of(broker)))
+def _judging(runbook: str) -> Look:
+    """Return a look at everything, judged by the runbook's own module or by the one that fits any deployment."""
+    name = runbook if runbook in _JUDGES else _JUDGE
+    module = import_module(f"opslib.symptoms.{name.replace('-', '_')}")
+
+    def look(broker: Broker) -> tuple[Snapshot, list[Finding]]:
+        from opslib.collectors import collect
+
+        seen = collect(broker)
+        return seen, list(module.diagnose(seen, module.Thresholds.of(broker)))
+
+    return look
 
 
 def saved(root: Path, run_id: str) -> tuple[Plan, RunRecord]:

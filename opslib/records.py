@@ -167,10 +167,10 @@ def record(
         verdict=str(judged),
         exit_code=int(exit_code(judged, needs_person=failed or waiting)),
         coverage=[asdict(row) for row in (after or before).coverage],
-        findings=_rows(findings),
+        findings=rows(findings),
         plan=plan.shown() if plan is not None else {},
         outcomes=_told(outcomes),
-        remaining=_rows(remaining),
+        remaining=rows(remaining),
         report=ctx.report,
     )
     if written:
@@ -202,7 +202,7 @@ def draft(findings: Iterable[Finding]) -> None:
             unfinished(
                 ctx,
                 error={"type": "Unfinished", "message": "The run ended before its last cell.", "hint": ""},
-                findings=_rows(findings),
+                findings=rows(findings),
             ),
             ctx.record,
         )
@@ -245,7 +245,7 @@ def unfinished(ctx: RunContext, *, error: dict[str, str], findings: list[dict[st
     )
 
 
-def _rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
+def rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
     return [asdict(finding) for finding in worst_first(findings)]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import re
 import ssl
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class _Refusal:
     hint: str
     over_tls: str = ""
 
-    def fits(self, kinds: Set[str], said: str) -> bool:
+    def fits(self, kinds: AbstractSet[str], said: str) -> bool:
         """Whether an error of these kinds, which says that, is of this sort."""
         return any(sign in kinds or said.startswith(sign) or (" " in sign and sign in said) for sign in self.signs)
 

@@ -37,11 +37,14 @@ class Selection:
 
         expired_at: Epoch seconds: expired by then. An instant and no duration, so that a plan means the same messages
             whenever it is applied. None for any.
+
+        limit: So many of them at most, those that are served first; 0 for all.
     """
 
     task: str = "*"
     retries: int = 0
     expired_at: float | None = None
+    limit: int = 0
 
     @property
     def is_everything(self) -> bool:
@@ -68,4 +71,5 @@ class Selection:
         if self.expired_at is not None:
             ago = f" {spell(now - self.expired_at)} ago" if now is not None and now - self.expired_at >= 1 else ""
             said.append(f"expired{ago}")
+        said += [f"at most {self.limit:,}"] if self.limit else []
         return ", ".join(said)

@@ -34,11 +34,17 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
         loop_after: Retries after which a task counts as looping.
 
+        queue_depth: Messages that may wait in a queue; more are a backlog.
+
+        scheduled_per_node: Tasks that a node may hold for their time to come.
+
         visibility_timeout: Only for a deployment whose nodes cannot be asked; empty means ask them.
     """
 
     stuck_after: str = "3h"
     loop_after: Annotated[int, msgspec.Meta(ge=1)] = 10
+    queue_depth: Annotated[int, msgspec.Meta(ge=1)] = 10
+    scheduled_per_node: Annotated[int, msgspec.Meta(ge=1)] = 1000
     visibility_timeout: str = ""
 
 

@@ -8,7 +8,7 @@ import re
 _MOST_READ, _MOST_KEPT = 2_000, 200
 #: "KeyError('k')", "requests.HTTPError('404 …')" as repr has it; "KeyError: 'k'" as a traceback does.
 _REPR = re.compile(r"<?(?P<type>[A-Za-z_][\w.]{0,200})(?:\((?P<arguments>.*)\)|:?\s+(?P<text>[^>]*)>?)?\s*", re.DOTALL)
-_WHOLE = re.compile(r"(?P<quote>['\"])(?P<text>(?:\\.|(?!(?P=quote)).)*)(?P=quote),?", re.DOTALL)
+_WHOLE = re.compile(r"(?P<quote>['\"])(?P<text>(?:\\.|(?!(?P=quote))[^\\])*)(?P=quote),?", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_.]{1,60}")
 #: A status of HTTP says what a retry can do about it; every other number is only a number.
 _STATUS = re.compile(r"(?i:\b(?:http\w*|status|code|status_code)\W{1,12})[345]\d\d\b|\b[45]\d\d\b(?= [A-Z][a-z])")
@@ -19,7 +19,7 @@ _VARIES = (
     (re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.IGNORECASE), "<id>"),
     (re.compile(r"\b0x[0-9a-f]+\b", re.IGNORECASE), "<hex>"),
     (re.compile(r"\b(?=[0-9a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,}\b", re.IGNORECASE), "<hex>"),
-    (re.compile(r"(['\"])(?:\\.|(?!\1).)*\1"), "'…'"),
+    (re.compile(r"(['\"])(?:\\.|(?!\1)[^\\])*\1"), "'…'"),
     (re.compile(r"(?<![A-Za-z\d])[-+]?\d+(?:[.,:_]\d+)*|\d{3,}"), "<n>"),
 )
 

@@ -29,6 +29,7 @@ ROOMS = {
         "findings",
         "plan",
         "selection",
+        "signatures",
         "rewrite",
         "refusals",
         "interrupts",

@@ -20,6 +20,7 @@ from opslib.cli import (
     queues,
     reports,
     runbooks,
+    task,
     tasks,
     unlock,
     workers,
@@ -78,6 +79,7 @@ def common(
 runbooks.register(app)
 changes.register(app)
 find.register(app)
+task.register()
 tasks.register(app)
 queues.register(app)
 workers.register(app)

@@ -11,6 +11,7 @@ from opslib.errors import Refused
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
+    from opslib.direct import Look
     from opslib.plan import Plan
 
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="As `ops reports list` shows it.")]
@@ -136,6 +137,21 @@ def resume(
     results.conclude(found, form)
 
 
+def prepared(output_form: options.Format, *, as_json: bool, apply: bool, dry_run: bool, yes: bool) -> options.Format:
+    """
+    Return the form of the output, before anything is looked at.
+
+    Raises:
+        BadParameter: If --apply and --dry-run are both given.
+
+        Refused: If nobody could confirm what is to be applied.
+    """
+    confirm.exclusive(apply=apply, dry_run=dry_run)
+    if apply:
+        confirm.possible(yes=yes)
+    return output.form(output_form, as_json=as_json)
+
+
 class Ask:
     """How a change is confirmed on this command line."""
 
@@ -152,6 +168,7 @@ def change(
     name: str,
     asks: Ask,
     found: list[dict[str, object]] | None = None,
+    look: Look | None = None,
 ) -> NoReturn:
     """
     Carry out a command's plan as a run of its own, after a person agreed; without --apply only show and record it.
@@ -174,7 +191,8 @@ def change(
             output.show(judged.plan(plan))
             if not confirm.ask(broker.target.name, verb, _count(plan)):
                 raise typer.Exit(int(Exit.ATTENTION))
-    run = direct.run(name, plan, broker, dry_run=dry_run, reason=asks.reason, runbook=name, found=found or ())
+    found = found or []
+    run = direct.run(name, plan, broker, dry_run=dry_run, reason=asks.reason, runbook=name, found=found, look=look)
     results.conclude(run, form)
 
 

@@ -41,7 +41,7 @@ def find(
     from opslib.collectors.find import find as look
     from opslib.render import whereabouts
 
-    wanted = [_named(each) for each in ids]
+    wanted = [named(each) for each in ids]
     broker = output.open_broker(target, env_file)
     seen = look(broker, wanted, answer_within=timeout)
     form = output.form(output_form, as_json=as_json)
@@ -87,7 +87,7 @@ def status(
     from opslib.collectors.find import find as look
     from opslib.render import whereabouts
 
-    task_id = _named(task_id)
+    task_id = named(task_id)
     seen = look(output.open_broker(target, env_file), [task_id], answer_within=timeout)
     sentence, places = whereabouts.sentence(seen, task_id), seen.places[task_id]
     form = output.form(output_form, as_json=as_json)
@@ -120,7 +120,7 @@ def info(
     find([task_id], target, env_file, output_form, as_json, timeout, verbose)
 
 
-def _named(task_id: str) -> str:
+def named(task_id: str) -> str:
     """Return an id without the white space around it; an empty one is a script's variable that was not set."""
     if not task_id.strip():
         raise BadParameter("An empty text is no task id.")

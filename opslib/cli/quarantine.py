@@ -99,6 +99,7 @@ def drop(
     del verbose
     from opslib import plan, refusals
     from opslib.symptoms import asked
+    from opslib.writer import drop as dropping
 
     form = output.form(output_form, as_json=as_json)
     confirm.exclusive(apply=apply, dry_run=dry_run)
@@ -107,29 +108,13 @@ def drop(
     broker = output.open_broker(target, env_file)
     lists = _of_run(broker, run_id)
     with refusals.explained(broker.target.shown_broker):
-        _refuse_unfinished(broker, run_id)
+        dropping.refuse_unfinished(broker, run_id)  # before anybody is asked to agree to it
     actions = asked.drop(lists)
     made = plan.make(
         broker.target.name, broker.fingerprint, actions, max_actions=len(actions), made_at=broker.server_time()
     )
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     changes.change(broker, made, "drop", form, name="drop-quarantine", asks=asks)
-
-
-def _refuse_unfinished(broker: Broker, run_id: str) -> None:
-    """
-    Refuse to drop what an interrupted run has only on its way.
-
-    Raises:
-        Refused: If some of its messages are aside, or in quarantine for a moment alone.
-    """
-    from opslib.collectors import quarantine
-    from opslib.errors import Refused
-    from opslib.writer import journal
-
-    if quarantine.set_aside(broker).get(run_id) or journal.read(broker, run_id).on_the_way:
-        hint = f"`ops resume {run_id}` finishes it, `ops undo {run_id}` puts it back."
-        raise Refused(f"Run {run_id} was cut off with messages on their way. Nothing was changed.", hint=hint)
 
 
 def _lists(broker: Broker, run_id: str = "") -> list[Quarantined]:

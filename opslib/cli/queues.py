@@ -1,16 +1,26 @@
-"""ops queues, ops queue purge: how deep every queue is, who consumes it, and how one is emptied."""
+"""ops queues, and ops queue peek, purge, move, expedite, pause, resume: what waits, and what is to become of it."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from opslib.cli import changes, confirm, options, output
+from opslib.cli import changes, options, output
+from opslib.errors import BadParameter, NotFound
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+    from opslib.collectors.queues import Listing
+    from opslib.plan import Action, Kind
+    from opslib.selection import Selection
 
 Queue = Annotated[str, typer.Argument(metavar="QUEUE", help="A queue's name; `ops queues` lists them.")]
+Glob = Annotated[str, typer.Option("--task", metavar="GLOB", help="Only messages of this task.")]
+Most = Annotated[int, typer.Option("--limit", min=0, metavar="N", help="At most so many, those served first; 0: all.")]
+Node = Annotated[list[str], typer.Option("--node", metavar="NODE", help="Only this node; may be repeated.")]
 
-queue = typer.Typer(help="One queue: what is to become of what waits in it.", no_args_is_help=True)
+queue = typer.Typer(help="One queue: what waits in it, and what is to become of that.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -47,8 +57,47 @@ def queues(
 
 
 @queue.command()
-def purge(
+def peek(
     name: Queue,
+    glob: Glob = "",
+    limit: options.Limit = 20,
+    target: options.Target = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Show what waits in a queue, the next to be served first; nothing is taken, and no argument is shown.
+
+    Example: ops queue peek celery --task 'shop.*' --limit 5
+    """
+    del verbose
+    from opslib import refusals
+    from opslib.collectors import queues as collected
+    from opslib.render import tables
+
+    broker = output.open_broker(target, env_file)
+    with refusals.explained(broker.target.shown_broker):
+        listings = _listings(name, broker)
+        rows = collected.served_next(broker, listings, _selection(glob), limit=limit)
+    depth = sum(each.length for each in listings)
+    output.emit(
+        rows,
+        output.form(output_form, as_json=as_json),
+        table=lambda: tables.waiting(rows),
+        ids=lambda row: str(row.task_id),
+    )
+    output.say(f"{len(rows):,} of {depth:,} that wait in {name}." if rows or depth else f"Nothing waits in {name}.")
+
+
+@queue.command()
+def purge(
+    name: Annotated[str, typer.Argument(metavar="QUEUE", help="A queue's name; or say --all.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="Every queue.")] = False,
+    glob: Glob = "",
+    expired: Annotated[bool, typer.Option("--expired", help="Only messages whose time has passed.")] = False,
+    limit: Most = 0,
     target: options.Target = "",
     apply: options.Apply = False,
     dry_run: options.DryRun = False,
@@ -61,43 +110,244 @@ def purge(
     verbose: options.Verbose = False,
 ) -> None:
     """
-    Take all that waits in a queue out of circulation at once, whatever its size; `ops undo` puts it back.
+    Take what waits in a queue out of circulation and keep it; `ops undo` puts it back.
 
-    What nodes hold already, unacked, active or reserved, is not touched.
+    A whole queue goes at once, whatever its size. What nodes hold already, unacked, active or reserved, is not touched.
 
     Example: ops queue purge celery --target prod --apply --reason "import sent twice"
+    Example: ops queue purge celery --task 'shop.import*' --expired
     """
     del verbose
-    from opslib import plan, refusals
-    from opslib.collectors import queues as collected
+    from opslib.collectors import depths
     from opslib.symptoms import asked
 
-    form = output.form(output_form, as_json=as_json)
-    confirm.exclusive(apply=apply, dry_run=dry_run)
-    if apply:
-        confirm.possible(yes=yes)
+    form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
+    if bool(name) is every:
+        raise BadParameter(
+            "Name a queue, or say --all." if not name else "A queue's name and --all exclude each other."
+        )
     broker = output.open_broker(target, env_file)
-    _refuse_reserved(name, broker.keys.is_queue_like(broker.keys.queue(name)))
-    with refusals.explained(broker.target.shown_broker):
-        listings, _ = collected.lists(broker, [name])
-        now = broker.server_time()
-    actions = asked.purge(name, {each.key: each.length for each in listings})
-    if not actions:
-        output.say(f"Nothing waits in {name}. Nothing was changed.")
-        return
-    made = plan.make(broker.target.name, broker.fingerprint, actions, max_actions=1, made_at=now)
+    names = [row.name for row in depths(broker)[0] if row.depth] if every else [name]
+    now = broker.server_time().timestamp()
+    only = _selection(glob, expired_at=now if expired else None, limit=limit)
+    actions = [action for each in names for action in asked.purge(each, _meant(each, broker, only), only)]
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
-    changes.change(broker, made, "purge", form, name="purge-queue", asks=asks)
+    _carry_out(broker, actions, "purge", form, name="purge-queue", asks=asks, where=name or "any queue")
 
 
-def _refuse_reserved(name: str, is_one: bool) -> None:
+@queue.command()
+def move(
+    source: Queue,
+    to: Annotated[str, typer.Argument(metavar="TO", help="The queue that it shall wait in.")],
+    glob: Glob = "",
+    limit: Most = 0,
+    target: options.Target = "",
+    apply: options.Apply = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    confirmed: options.Confirm = "",
+    reason: options.Reason = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Put what waits in a queue into another one, in its order and with its priorities.
+
+    Each message says from then on that it belongs there, so that a retry or a restore does not bring it back.
+
+    Example: ops queue move celery bulk --task 'shop.import*' --apply
+    """
+    del verbose
+    from opslib.symptoms import asked
+
+    form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
+    if source == to:
+        raise BadParameter(f"{source} is both: name another queue to move to.")
+    broker = output.open_broker(target, env_file)
+    refuse_reserved(to, broker)
+    _listings(to, broker)
+    only = _selection(glob, limit=limit)
+    actions = asked.move(source, to, _meant(source, broker, only), only)
+    if actions and not _is_consumed(to, broker):
+        output.say(f"Warning: No node that answered consumes {to}: what is moved there waits until one does.")
+    asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
+    _carry_out(broker, actions, "move", form, name="move-queue", asks=asks, where=source)
+
+
+@queue.command()
+def expedite(
+    name: Queue,
+    glob: Annotated[str, typer.Option("--task", metavar="GLOB", help="Messages of this task.")],
+    limit: Most = 0,
+    target: options.Target = "",
+    apply: options.Apply = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    confirmed: options.Confirm = "",
+    reason: options.Reason = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Have some of what waits in a queue served before everything else in it, with priority 0.
+
+    Example: ops queue expedite celery --task shop.charge_card --limit 100 --apply
+    """
+    del verbose
+    from opslib.symptoms import asked
+
+    form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
+    only = _selection(glob, limit=limit)
+    if only is None or (only.is_everything and not limit):
+        hint = "Name tasks, or say how many: --limit 100."
+        raise BadParameter("This means every message, and would leave their order as it is.", hint=hint)
+    broker = output.open_broker(target, env_file)
+    actions = asked.expedite(name, _meant(name, broker, only), only)
+    asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
+    _carry_out(broker, actions, "expedite", form, name="expedite", asks=asks, where=name)
+
+
+@queue.command()
+def pause(
+    name: Queue,
+    node: Node = [],  # noqa: B006 - how Typer spells it
+    target: options.Target = "",
+    apply: options.Apply = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    confirmed: options.Confirm = "",
+    reason: options.Reason = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Have nodes take no more from a queue; what they have already, they run.
+
+    A node that is started later consumes it again: it does what its command line says.
+
+    Example: ops queue pause celery --apply --reason "gateway is down"
+    """
+    del verbose
+    from opslib.plan import Kind
+
+    form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
+    asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
+    _consuming(Kind.PAUSE, name, node, output.open_broker(target, env_file), form, asks)
+
+
+@queue.command()
+def resume(
+    name: Queue,
+    node: Node = [],  # noqa: B006 - how Typer spells it
+    target: options.Target = "",
+    apply: options.Apply = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    confirmed: options.Confirm = "",
+    reason: options.Reason = "",
+    env_file: options.EnvFile = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Have nodes consume a queue: all of them, or those that are named.
+
+    After a pause, `ops undo RUN_ID` is more exact: it tells those nodes alone that consumed it before.
+
+    Example: ops queue resume celery --node w1@shop --apply
+    """
+    del verbose
+    from opslib.plan import Kind
+
+    form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
+    asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
+    _consuming(Kind.RESUME, name, node, output.open_broker(target, env_file), form, asks)
+
+
+def refuse_reserved(name: str, broker: Broker) -> None:
     """
     Refuse a name that cannot be a queue's.
 
     Raises:
         BadParameter: If it is empty, or a key of Celery's or our own.
     """
-    from opslib.errors import BadParameter
-
-    if not name or not is_one:
+    if not name or not broker.keys.is_queue_like(broker.keys.queue(name)):
         raise BadParameter(f"{name!r} is no queue.", hint="`ops queues` lists them.")
+
+
+def _consuming(
+    kind: Kind, name: str, wanted: list[str], broker: Broker, form: options.Format, asks: changes.Ask
+) -> NoReturn:
+    import difflib
+
+    from opslib.collectors import nodes
+    from opslib.symptoms import asked
+
+    refuse_reserved(name, broker)
+    known = [row.name for row in nodes(broker)[0] if row.answered]
+    for each in wanted:
+        if each not in known:
+            near = difflib.get_close_matches(each, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "`ops workers` lists them."
+            raise NotFound(f"No node {each} answers.", hint=hint)
+    verb = str(kind)
+    _carry_out(broker, asked.consuming(kind, name, wanted), verb, form, name=f"{verb}-queue", asks=asks, where=name)
+
+
+def _carry_out(
+    broker: Broker, actions: list[Action], verb: str, form: options.Format, *, name: str, asks: changes.Ask, where: str
+) -> NoReturn:
+    from opslib import plan
+
+    if not actions:
+        output.say(f"Nothing of the kind waits in {where}. Nothing was changed.")
+        raise typer.Exit
+    now = broker.server_time()
+    made = plan.make(broker.target.name, broker.fingerprint, actions, max_actions=len(actions), made_at=now)
+    changes.change(broker, made, verb, form, name=name, asks=asks)
+
+
+def _meant(name: str, broker: Broker, only: Selection | None) -> dict[str, int]:
+    """Return how many messages of each of a queue's lists are meant, the list that is served first first."""
+    from opslib import refusals
+    from opslib.collectors import queues as collected
+
+    with refusals.explained(broker.target.shown_broker):
+        listings = _listings(name, broker)
+        return collected.meant(broker, listings, only) if only else {each.key: each.length for each in listings}
+
+
+def _listings(name: str, broker: Broker) -> list[Listing]:
+    """
+    Return the lists of a queue.
+
+    Raises:
+        BadParameter: If its name is none, or what is called so is no list.
+    """
+    from opslib.collectors import queues as collected
+
+    refuse_reserved(name, broker)
+    listings, strange = collected.lists(broker, [name])
+    for key, kind in strange.items():
+        raise BadParameter(f"{key} is a {kind}, not a queue.", hint="`ops queues` lists them.")
+    return sorted(listings, key=lambda each: each.priority)
+
+
+def _selection(glob: str, *, expired_at: float | None = None, limit: int = 0) -> Selection | None:
+    from opslib.selection import Selection
+
+    chosen = Selection(task=glob or "*", expired_at=expired_at, limit=limit)
+    return chosen if limit or not chosen.is_everything else None
+
+
+def _is_consumed(name: str, broker: Broker) -> bool:
+    from opslib.collectors import nodes
+
+    return any(name in row.queues for row in nodes(broker)[0] if row.answered)

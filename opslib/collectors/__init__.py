@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from opslib import refusals
 from opslib.collectors import keyspace, looks, queues, results, server, workers
+from opslib.collectors import window as watching
 from opslib.durations import seconds
 from opslib.facts import Coverage, HeldTask, NodeInfo, QueueInfo, Snapshot
 
@@ -22,6 +23,8 @@ def collect(
     broker: Broker,
     *,
     settle: str = "2s",
+    window: str = "",
+    tell_events: bool = False,
     answer_within: str = "1.5s",
     max_keys: int = MAX_KEYS,
     max_messages: int = MAX_MESSAGES,
@@ -35,6 +38,11 @@ def collect(
     Args:
         settle: Pause between the two looks, with a unit.
 
+        window: In place of that pause, watch for so long what comes and goes, and look again in any case.
+
+        tell_events: While watching, have nodes that send no events of tasks send them, and stop them again: the one
+            order that a look gives.
+
         answer_within: How long a silent node is waited for, with a unit.
 
         max_keys: Keys visited per database at most; beyond that the coverage is partial.
@@ -47,11 +55,17 @@ def collect(
         BrokerRefused: If it refuses what every look needs.
     """
     pause_s, timeout_s = seconds(settle, "settle"), seconds(answer_within, "answer_within")
+    watched_s = seconds(window, "window") if window else None
     with refusals.explained(broker.target.shown_broker):
         found, keys_coverage = keyspace.read(broker, max_keys=max_keys)
         snapshot = looks.first(
             broker, found, keys_coverage, timeout_s=timeout_s, max_keys=max_keys, max_messages=max_messages
         )
+        if watched_s is not None:
+            names = [queue.name for queue in snapshot.queues]
+            watched = watching.watch(broker, names, length_s=watched_s, timeout_s=timeout_s, tell_events=tell_events)
+            again = looks.second(broker, found, snapshot, timeout_s=timeout_s, wanted=looks.retrying(snapshot))
+            return watching.joined(watched, again)
         if not looks.unsettled(snapshot):
             return snapshot
         time.sleep(pause_s)

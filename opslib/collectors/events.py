@@ -29,11 +29,10 @@ _SUBSCRIBED_WITHIN_S = 2.0
 
 #: What Celery sends about tasks; task-sent comes from whoever published it.
 KINDS = frozenset(
-    f"task-{word}"
-    for word in ("sent", "received", "started", "succeeded", "failed", "retried", "rejected", "revoked")
+    f"task-{word}" for word in ("sent", "received", "started", "succeeded", "failed", "retried", "rejected", "revoked")
 )
 OTHERS = "(others)"
-_ENABLED = "task events enabled"
+_ENABLED = b'"task events enabled"'
 #: What to do where nodes tell nothing.
 _HOW = "start workers with `-E` or `worker_send_task_events = True`, or set tell_events"
 
@@ -245,12 +244,15 @@ def told(broker: Broker, *, timeout_s: float) -> Iterator[tuple[list[str], list[
     from redis.exceptions import RedisError, ResponseError
 
     problems: list[str] = []
+    switched: list[str] = []
     try:
-        answers = pidbox.order(broker, pidbox.Call(method="enable_events"), timeout_s=timeout_s)
+        answers = pidbox.ask(broker, [pidbox.Call(method="enable_events")], timeout_s=timeout_s)
+        replies = answers.replies["enable_events"]
+        switched = sorted(node for node, reply in replies.items() if _ENABLED in reply)
+        if unsure := answers.receivers - len(replies):
+            problems.append(f"Nodes that did not answer the order to send events, and may yet obey it: {unsure}.")
     except ResponseError as error:
-        answers = {}
         problems.append(f"Nodes could not be told to send events ({str(error).rstrip('.')}).")
-    switched = sorted(node for node, answer in answers.items() if isinstance(answer, dict) and _ENABLED in answer.values())
     try:
         yield switched, problems
     finally:

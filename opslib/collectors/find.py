@@ -92,8 +92,7 @@ def find(
         if pause_s is None or not _unsure(seen):
             return seen
         time.sleep(pause_s)
-        again = looks.second(broker, found, seen, timeout_s=timeout_s, wanted=seen.ids)
-        again = _only(again, ids=seen.ids, offspring=seen.offspring)
+        again = _again(broker, found, seen, timeout_s=timeout_s)
         return _with_kept(broker, found, listings, again) if kept else again
 
 
@@ -105,6 +104,14 @@ def _unsure(seen: Whereabouts) -> bool:
         or not all(seen.places.values())
         or bool(seen.waiting and looks.idle_beside_work(seen))
     )
+
+
+def _again(broker: Broker, found: keyspace.Found, seen: Whereabouts, *, timeout_s: float) -> Whereabouts:
+    """Look for the same tasks once more, in the other direction."""
+    again = looks.second(broker, found, seen, timeout_s=timeout_s, wanted=seen.ids)
+    odd = sum(row.place == "unacked" for row in again.unreadable)
+    coverage = tuple(_noting(row, odd) if row.place == "unacked" else row for row in again.coverage)
+    return _only(replace(again, coverage=coverage), ids=seen.ids, offspring=seen.offspring)
 
 
 def _in_flight(
@@ -148,9 +155,8 @@ def _by_id(
     broker: Broker, everything: Whereabouts, listings: Sequence[queues.Listing], ids: frozenset[str]
 ) -> Whereabouts:
     odd: Counter[str] = Counter()
-    offspring: list[WaitingMessage | UnackedMessage] = [
-        row for row in everything.unacked if row.root_id in ids and row.task_id not in ids
-    ][:_MOST_OFFSPRING]
+    offspring: list[WaitingMessage | UnackedMessage] = []
+    offspring += [row for row in everything.unacked if row.root_id in ids and row.task_id not in ids][:_MOST_OFFSPRING]
 
     def theirs() -> Iterable[WaitingMessage]:
         for row in queues.chosen(broker, listings, lambda h: h.task_id in ids or h.root_id in ids, odd=odd):
@@ -194,13 +200,10 @@ def _by_selection(
             if row.task_id in ids:
                 yield row
 
-    if not places or "waiting" in places:
-        rows = looks.copies(theirs())
+    rows = looks.copies(theirs()) if not places or "waiting" in places else []
     if ids and ((places and "waiting" not in places) or selection.retries or selection.expired_at is not None):
-        # A copy that the filter does not mean by itself is one of the task all the same.
+        # A copy that the filter does not mean by itself is one of the task's all the same.
         rows = looks.copies(row for row, _ in queues.matches(broker, listings, ids=frozenset(ids)))
-    elif not ids:
-        rows = []
     seen = replace(everything, waiting=tuple(rows), coverage=_with_odd(everything.coverage, odd))
     return replace(_only(seen, ids=frozenset(ids)), selection=selection, more=more)
 

@@ -155,14 +155,14 @@ class Meter:
         with self._broker.reads.pipeline(transaction=False) as pipe:
             for each in lists:
                 if each.marker is not None:
-                    pipe.lpos(each.name, each.marker, rank=1, maxlen=farthest)  # type: ignore[arg-type]  # bytes will do
-                    pipe.llen(each.name)  # type: ignore[arg-type]
-                    pipe.lindex(each.name, 0)  # type: ignore[arg-type]
-                    pipe.lpos(each.name, each.marker, rank=1, maxlen=farthest)  # type: ignore[arg-type]
+                    pipe.lpos(each.name, each.marker, rank=1, maxlen=farthest)
+                    pipe.llen(each.name)
+                    pipe.lindex(each.name, 0)
+                    pipe.lpos(each.name, each.marker, rank=1, maxlen=farthest)
                 elif each.heavy:
-                    pipe.llen(each.name)  # type: ignore[arg-type]
+                    pipe.llen(each.name)
                 else:
-                    pipe.lindex(each.name, 0)  # type: ignore[arg-type]
+                    pipe.lindex(each.name, 0)
             replies = iter(pipe.execute(raise_on_error=False))
         torn, filled = [], []
         for each in lists:
@@ -182,9 +182,9 @@ class Meter:
         """Mark the newest message of lists that held nothing before."""
         with self._broker.reads.pipeline(transaction=False) as pipe:
             for each in lists:
-                pipe.lindex(each.name, 0)  # type: ignore[arg-type]
-                pipe.llen(each.name)  # type: ignore[arg-type]
-                pipe.lindex(each.name, 0)  # type: ignore[arg-type]
+                pipe.lindex(each.name, 0)
+                pipe.llen(each.name)
+                pipe.lindex(each.name, 0)
             replies = pipe.execute(raise_on_error=False)
         for at, each in enumerate(lists):
             each.begin(replies[3 * at : 3 * at + 3], first=not self._begun)

@@ -76,7 +76,7 @@ def first(
     names, not_queues = queue_names(broker, found, nodes)
     listings, strange = queues.lists(broker, names)
     watch = {row.task_id for rows in (open_results, delivered, held) for row in rows}
-    scan = queues.scan(broker, listings, watch=watch, max_messages=max_messages)
+    scan = queues.scan(broker, listings, watch=watch, max_messages=max_messages, now=taken_at.timestamp())
     repeated = [row for row, _ in queues.matches(broker, listings, hashes=scan.repeated)] if scan.repeated else []
     visibility_s, source = visibility(broker, nodes)
     return Snapshot(
@@ -141,7 +141,6 @@ def second(
     renewed = {"workers": workers_coverage, "unacked": unacked_coverage}
     if again_coverage.silent:
         renewed["results"] = again_coverage
-    depths = queues.depths(listings)
     return replace(
         before,
         taken_at=taken_at,
@@ -152,10 +151,7 @@ def second(
         receivers=receivers,
         waiting=_each_once([*elsewhere, *again]),
         results=tuple(stored),
-        queues=tuple(
-            replace(queue, depth=depths[queue.name], consumers=consumers(nodes).get(queue.name, ()))
-            for queue in before.queues
-        ),
+        queues=tuple(queues.renewed(before.queues, listings, consumers(nodes))),
         coverage=tuple(renewed.get(row.place, row) for row in before.coverage),
         earlier=Reading(
             taken_at=before.taken_at,
@@ -164,9 +160,15 @@ def second(
             nodes=before.nodes,
             receivers=before.receivers,
             results=before.results,
+            waiting=before.waiting,
             queues=before.queues,
         ),
     )
+
+
+def retrying(snapshot: Reading) -> frozenset[str]:
+    """Return the ids of all messages that were retried before: of how far they came, a later look tells."""
+    return frozenset(row.task_id for row in (*snapshot.waiting, *snapshot.unacked) if row.retries)
 
 
 def queue_names(broker: Broker, found: keyspace.Found, nodes: Sequence[NodeInfo]) -> tuple[set[str], list[str]]:

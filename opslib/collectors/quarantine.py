@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _SAMPLES = 100
 #: Messages of all quarantines that a search for tasks reads.
 MOST_MESSAGES = 200_000
+#: Messages of the tasks that are searched for that become rows.
+_MOST_ROWS = 1_000
 
 
 def lists(broker: Broker, run_id: str = "") -> list[Quarantined]:
@@ -50,35 +52,62 @@ def set_aside(broker: Broker) -> dict[str, int]:
 def messages(broker: Broker, listing: Quarantined, *, limit: int) -> Iterator[QuarantinedMessage]:
     """Yield what one list holds, as far as it can be decoded, with the note that was made of each."""
     notes = raw_name(broker.keys.quarantine_notes(listing.run_id))
-    whole = queues.Listing(key=listing.key, queue=listing.queue, priority=0, length=listing.count)
-    for _, raw in queues.stream(broker, whole, limit=limit):
-        note = _note(cast("bytes | None", broker.reads.hget(notes, digest(raw).encode())))
-        seen = unacked_head(raw)[0] if raw[:1] == b"[" else head(raw)
-        yield QuarantinedMessage(
-            run_id=listing.run_id,
-            queue=str(note.get("queue") or listing.queue),
-            place=str(note.get("place", "waiting")),
-            subject=seen.task_id if isinstance(seen, Head) else str(note.get("subject", "")),
-            task=seen.task if isinstance(seen, Head) else "",
-            unreadable=seen.reason if isinstance(seen, Unreadable) else "",
-            sha256=digest(raw),
-            size_bytes=len(raw),
-        )
+    for raw in _stored(broker, listing, limit=limit):
+        yield _message(broker, listing, raw, _head(raw), notes)
 
 
 def of_tasks(broker: Broker, keys: Sequence[str], ids: frozenset[str]) -> tuple[list[QuarantinedMessage], Coverage]:
     """Return the messages of these tasks that runs took out of circulation, and how many were looked through."""
+    from redis.exceptions import ResponseError
+
     rows: list[QuarantinedMessage] = []
     seen = silent = 0
+    unread: list[str] = []
     for key in keys:
         run_id, queue = broker.keys.quarantined(key) or ("", "")
-        count = broker.reads.llen(raw_name(key))
-        room = max(0, MOST_MESSAGES - seen)
-        seen, silent = seen + min(count, room), silent + max(0, count - room)
-        listing = Quarantined(run_id=run_id, queue=queue, key=key, count=count, size_bytes=0)
-        rows += [row for row in messages(broker, listing, limit=room) if row.subject in ids]
-    note = f"{silent:,} messages in quarantine were not looked through." if silent else ""
-    return rows, Coverage(place="quarantine", seen=seen, silent=silent, note=note)
+        notes = raw_name(broker.keys.quarantine_notes(run_id))
+        try:
+            count = broker.reads.llen(raw_name(key))
+            listing = Quarantined(run_id=run_id, queue=queue, key=key, count=count, size_bytes=0)
+            room = max(0, MOST_MESSAGES - seen)
+            seen, silent = seen + min(count, room), silent + max(0, count - room)
+            for raw in _stored(broker, listing, limit=room):
+                found = _head(raw)
+                # The note costs a question, so it is asked for only where it matters.
+                if isinstance(found, Unreadable) or found.task_id in ids:
+                    row = _message(broker, listing, raw, found, notes)
+                    rows += [row] if row.subject in ids and len(rows) < _MOST_ROWS else []
+        except ResponseError as error:
+            unread.append(f"{key} cannot be read: {str(error).rstrip('.')}.")
+    said = [f"{silent:,} messages were not looked through."] if silent else []
+    said += unread[:3]
+    return rows, Coverage(place="quarantine", seen=seen, silent=silent + len(unread), note=" ".join(said))
+
+
+def _stored(broker: Broker, listing: Quarantined, *, limit: int) -> Iterator[bytes]:
+    whole = queues.Listing(key=listing.key, queue=listing.queue, priority=0, length=listing.count)
+    return (raw for _, raw in queues.stream(broker, whole, limit=limit))
+
+
+def _head(raw: bytes) -> Head | Unreadable:
+    """Return the headers of a message that was waiting, or unacked."""
+    return unacked_head(raw)[0] if raw[:1] == b"[" else head(raw)
+
+
+def _message(
+    broker: Broker, listing: Quarantined, raw: bytes, found: Head | Unreadable, notes: bytes
+) -> QuarantinedMessage:
+    note = _note(cast("bytes | None", broker.reads.hget(notes, digest(raw).encode())))
+    return QuarantinedMessage(
+        run_id=listing.run_id,
+        queue=str(note.get("queue") or listing.queue),
+        place=str(note.get("place", "waiting")),
+        subject=found.task_id if isinstance(found, Head) else str(note.get("subject", "")),
+        task=found.task if isinstance(found, Head) else "",
+        unreadable=found.reason if isinstance(found, Unreadable) else "",
+        sha256=digest(raw),
+        size_bytes=len(raw),
+    )
 
 
 def _note(raw: bytes | None) -> Mapping[str, Any]:

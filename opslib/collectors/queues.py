@@ -7,25 +7,32 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from opslib.envelope import Head, Unreadable, digest, head, peek
-from opslib.facts import Coverage, QueueInfo, UnreadableMessage, WaitingMessage
+from opslib.envelope import Head, Unreadable, digest, head, instant, peek
+from opslib.facts import UNKNOWN_TASK, Coverage, ListInfo, QueueInfo, UnreadableMessage, WaitingMessage
 from opslib.keys import raw_name
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
+    from opslib.selection import Selection
 
 #: What one reply may weigh. Asking for a whole list of a million stops every other client for seconds (PERFORMANCE 0).
 WINDOW_BYTES = 256 * 1024
 _MOST_PER_WINDOW = 2_000
+#: Messages per page from the served end, where few are wanted.
+_PEEK = 50
 #: Nodes of a list that the server weighs for its size: a few hundred microseconds.
 _SAMPLES = 1_000
 #: Rows kept for each question; the counts beside them are of all messages.
 _KEEP = 1_000
 _KEEP_WATCHED = 5_000
 _TASK_NAMES = 1_000
+#: Pairs of task and odd priority that are told apart in one queue.
+_ODD_PAIRS = 100
+#: The lowest that Celery knows; kombu takes a higher number for it, and one below 0 for 0 (facts §1.2).
+_LAST = 9
 _BUCKETS = 256
 _HASH_BITS = 2**64 - 1
 
@@ -61,16 +68,31 @@ class Scan:
     Attributes:
         watch: Ids whose every waiting message is kept: those that other places name too.
 
+        now: Epoch seconds by the server's clock; what expires by then has expired.
+
         read: Messages read, by queue.
 
-        tasks: Messages by queue and task name.
+        tasks: Messages by key of their list and task name.
+
+        expired: Messages that have expired, by key of their list.
+
+        scheduled: Messages with an ETA, by queue.
+
+        retrying: Messages that were retried before, by queue and task name.
+
+        odd_priorities: Messages whose own priority is none of 0 to 9, by queue, task name and that priority.
 
         repeated: Hashes of ids that were met more than once.
     """
 
     watch: frozenset[str] = frozenset()
+    now: float = 0.0
     read: Counter[str] = field(default_factory=Counter)
     tasks: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    expired: Counter[str] = field(default_factory=Counter)
+    scheduled: Counter[str] = field(default_factory=Counter)
+    odd_priorities: defaultdict[str, Counter[tuple[str, int]]] = field(default_factory=lambda: defaultdict(Counter))
+    retrying: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     unreadable: list[UnreadableMessage] = field(default_factory=list)
     unreadable_count: int = 0
     repeated: set[int] = field(default_factory=set)
@@ -100,7 +122,7 @@ class Scan:
     def note(self, listing: Listing, position: int, raw: bytes) -> None:
         """Take one message into account."""
         self.read[listing.queue] += 1
-        tasks = self.tasks[listing.queue]
+        tasks = self.tasks[listing.key]
         envelope = peek(raw)
         if envelope is None:
             self._note_odd(listing, position, raw, tasks)
@@ -110,10 +132,22 @@ class Scan:
         tasks[task if task in tasks or len(tasks) < _TASK_NAMES else "(others)"] += 1
         hashed = hash(task_id) & _HASH_BITS
         self._hashes[hashed % _BUCKETS].append(hashed)
+        if headers.expires is not None:
+            self._note_expiry(listing, instant(headers.expires))
+        if not 0 <= (envelope.properties.priority or 0) <= _LAST:
+            self._note_priority(listing, task, envelope.properties.priority or 0)
         if headers.retries or headers.eta or task_id in self.watch:
             found = head(raw)
             if isinstance(found, Head):
                 self._keep(_row(found, listing, position, raw))
+
+    def _note_expiry(self, listing: Listing, expires_at: float | None) -> None:
+        self.expired[listing.key] += expires_at is not None and expires_at <= self.now
+
+    def _note_priority(self, listing: Listing, task: str, priority: int) -> None:
+        odd = self.odd_priorities[listing.queue]
+        pair = (task, priority)
+        odd[pair if pair in odd or len(odd) < _ODD_PAIRS else ("(others)", -1 if priority < 0 else _LAST + 1)] += 1
 
     def conclude(self) -> None:
         """Find the repeated ids and let go of the rest."""
@@ -125,7 +159,11 @@ class Scan:
     def _note_odd(self, listing: Listing, position: int, raw: bytes, tasks: Counter[str]) -> None:
         found = head(raw)
         if isinstance(found, Head):
-            tasks[found.task or "(unknown)"] += 1
+            name = found.task or UNKNOWN_TASK
+            tasks[name if name in tasks or len(tasks) < _TASK_NAMES else "(others)"] += 1
+            self._note_expiry(listing, found.expires_at)
+            if not 0 <= found.priority <= _LAST:
+                self._note_priority(listing, found.task, found.priority)
             self._keep(_row(found, listing, position, raw))
             return
         tasks["(unreadable)"] += 1
@@ -139,8 +177,11 @@ class Scan:
         if row.task_id in self.watch and len(self._watched) < _KEEP_WATCHED:
             self._watched.append(row)
         if row.retries:
+            names = self.retrying[row.queue]
+            names[row.task if row.task in names or len(names) < _TASK_NAMES else "(others)"] += 1
             _push(self._retried, (row.retries, self._order, row))
         if row.eta_at is not None:
+            self.scheduled[row.queue] += 1
             _push(self._latest, (row.eta_at, self._order, row))
 
 
@@ -177,16 +218,20 @@ def looks_like_one(broker: Broker, key: str) -> bool:
     return raw is not None and isinstance(head(raw), Head)
 
 
-def scan(broker: Broker, listings: Sequence[Listing], *, watch: Iterable[str], max_messages: int) -> Scan:
+def scan(
+    broker: Broker, listings: Sequence[Listing], *, watch: Iterable[str], max_messages: int, now: float = 0.0
+) -> Scan:
     """
     Read the headers of every waiting message once.
 
     Args:
         watch: Ids whose messages are all kept.
 
+        now: Epoch seconds by the server's clock, for what has expired.
+
         max_messages: Messages after which reading stops, oldest first in each list.
     """
-    result = Scan(watch=frozenset(watch))
+    result = Scan(watch=frozenset(watch), now=now)
     budget = max_messages
     for listing in listings:
         for position, raw in stream(broker, listing, limit=budget):
@@ -246,6 +291,38 @@ def chosen(
                 found = found or head(raw)
                 if isinstance(found, Head):
                     yield _row(found, listing, position, raw)
+
+
+def served_next(
+    broker: Broker, listings: Sequence[Listing], selection: Selection | None, *, limit: int
+) -> list[WaitingMessage]:
+    """Return the messages of a queue that are served next, as far as a filter means them; nothing is taken."""
+    rows: list[WaitingMessage] = []
+    for listing in sorted(listings, key=lambda each: each.priority):
+        start, size = 0, _PEEK
+        while start < listing.length:
+            stop = min(listing.length, start + size)
+            page = cast("list[bytes]", broker.reads.lrange(raw_name(listing.key), -stop, -start - 1))
+            for served_before, raw in enumerate(reversed(page), start):
+                found = head(raw)
+                if isinstance(found, Head) and (selection is None or selection.fits(found)):
+                    rows.append(_row(found, listing, served_before, raw))
+                if len(rows) == limit:
+                    return rows
+            start, size = stop, min(_MOST_PER_WINDOW, 2 * size)
+    return rows
+
+
+def meant(broker: Broker, listings: Sequence[Listing], selection: Selection) -> dict[str, int]:
+    """Return how many messages of each list a filter means, up to its limit, the list that is served first first."""
+    counts: dict[str, int] = {}
+    left = selection.limit
+    for listing in sorted(listings, key=lambda each: each.priority):
+        rows = chosen(broker, [listing], lambda h: fnmatchcase(h.task, selection.task))
+        count = sum(selection.fits(row) for row in rows)
+        counts[listing.key] = min(count, left) if selection.limit else count
+        left -= counts[listing.key]
+    return counts
 
 
 def stream(broker: Broker, listing: Listing, *, limit: int | None = None) -> Iterator[tuple[int, bytes]]:
@@ -328,28 +405,74 @@ def infos(
     names: Iterable[str], listings: Sequence[Listing], result: Scan, consumers: Mapping[str, Sequence[str]]
 ) -> list[QueueInfo]:
     """Return one row for every queue, deepest first."""
+    by_queue = _by_queue(listings)
     rows = []
     for name in set(names):
-        steps = {listing.priority: listing.length for listing in listings if listing.queue == name}
+        lists_of = tuple(
+            ListInfo(
+                key=each.key,
+                priority=each.priority,
+                length=each.length,
+                by_task=dict(result.tasks[each.key].most_common()),
+                expired=result.expired[each.key],
+            )
+            for each in by_queue[name]
+        )
+        tasks: Counter[str] = Counter()
+        for each in lists_of:
+            tasks.update(each.by_task)
+        odd: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        for (task, priority), count in sorted(result.odd_priorities[name].items()):
+            odd[task][priority] = count
         rows.append(
             QueueInfo(
                 name=name,
-                depth=sum(steps.values()),
-                by_priority=dict(sorted(steps.items())),
+                depth=sum(each.length for each in lists_of),
+                by_priority={each.priority: each.length for each in lists_of},
                 consumers=tuple(sorted(consumers.get(name, ()))),
                 read=result.read[name],
-                by_task=dict(result.tasks[name].most_common(10)),
+                by_task=dict(tasks.most_common()),
+                scheduled=result.scheduled[name],
+                retrying=dict(result.retrying[name].most_common()),
+                odd_priorities=dict(odd),
+                lists=lists_of,
             )
         )
     return sorted(rows, key=lambda row: (-row.depth, row.name))
 
 
-def depths(listings: Iterable[Listing]) -> Counter[str]:
-    """Return the messages waiting by queue."""
-    total: Counter[str] = Counter()
-    for listing in listings:
-        total[listing.queue] += listing.length
-    return total
+def renewed(
+    rows: Iterable[QueueInfo], listings: Sequence[Listing], consumers: Mapping[str, Sequence[str]]
+) -> list[QueueInfo]:
+    """Return the rows with their depths and consumers of a later look; what was read of their messages stays."""
+    by_queue = _by_queue(listings)
+    again = []
+    for row in rows:
+        before = {each.key: each for each in row.lists}
+        lists_of = tuple(
+            replace(before[each.key], length=each.length)
+            if each.key in before
+            else ListInfo(key=each.key, priority=each.priority, length=each.length)
+            for each in by_queue[row.name]
+        )
+        again.append(
+            replace(
+                row,
+                depth=sum(each.length for each in lists_of),
+                by_priority={each.priority: each.length for each in lists_of},
+                consumers=tuple(sorted(consumers.get(row.name, ()))),
+                lists=lists_of,
+            )
+        )
+    return again
+
+
+def _by_queue(listings: Iterable[Listing]) -> defaultdict[str, list[Listing]]:
+    """Return the lists of each queue, the one that is served first at the head."""
+    found: defaultdict[str, list[Listing]] = defaultdict(list)
+    for listing in sorted(listings, key=lambda each: each.priority):
+        found[listing.queue].append(listing)
+    return found
 
 
 def coverage(

@@ -33,6 +33,8 @@ class Watched:
 
         known: Nodes whose counters were read at both ends.
 
+        deaf: Whether events could not be listened to from begin to end.
+
         problems: What did not work, as sentences.
     """
 
@@ -43,6 +45,7 @@ class Watched:
     accepted: Totals
     known: frozenset[str]
     told: tuple[str, ...]
+    deaf: bool
     problems: tuple[str, ...]
 
 
@@ -90,6 +93,7 @@ def watch(
         accepted={node: _grown(before[node], after[node]) for node in before.keys() & after.keys()},
         known=frozenset(before.keys() & after.keys()),
         told=tuple(told),
+        deaf=bool(listener.problem),
         problems=tuple(problems),
     )
 
@@ -100,8 +104,8 @@ def joined(watched: Watched, snapshot: Snapshot) -> Snapshot:
     ran = Counter[str]()
     for by_task in watched.accepted.values():
         ran.update(by_task)
-    mute = sorted(node for node, by_task in watched.accepted.items() if by_task and node not in heard.senders)
-    mute = [] if watched.problems and not heard.heard else mute
+    quiet = sorted(node for node, by_task in watched.accepted.items() if by_task and node not in heard.senders)
+    mute = [] if watched.deaf else quiet
     window = Window(
         started_at=watched.started_at,
         length_s=round(watched.length_s, 3),

@@ -135,6 +135,20 @@ def read(
     return nodes, held, answers.receivers, Coverage(place="workers", seen=len(complete), silent=silent, note=note)
 
 
+def accepted(broker: Broker, *, timeout_s: float) -> dict[str, Mapping[str, int]]:
+    """Return how many tasks each node that answers has accepted since it started, by name."""
+    from redis.exceptions import ResponseError
+
+    try:
+        answers = pidbox.ask(broker, [pidbox.Call(method="stats")], timeout_s=timeout_s)
+    except ResponseError as error:
+        if not _unasked(error):
+            raise
+        return {}
+    stats = {name: _convert(raw, _Stats) for name, raw in answers.replies["stats"].items()}
+    return {name: said.total for name, said in stats.items() if said is not None}
+
+
 def _unasked(error: Exception) -> str:
     """Return why the server did not take a question, or nothing if that is not among what can be the case."""
     kinds = {kind.__name__ for kind in type(error).__mro__}

@@ -9,11 +9,13 @@ from opslib.facts.messages import (
     UnreadableMessage,
     WaitingMessage,
 )
+from opslib.facts.rates import Rate
 from opslib.facts.snapshot import Reading, Snapshot
 from opslib.facts.system import (
     FINAL_STATES,
     Coverage,
     HeldTask,
+    ListInfo,
     NodeInfo,
     QueueInfo,
     ServerInfo,
@@ -30,11 +32,13 @@ __all__ = [
     "DeadLetter",
     "Flow",
     "HeldTask",
+    "ListInfo",
     "Message",
     "NodeInfo",
     "Quarantined",
     "QuarantinedMessage",
     "QueueInfo",
+    "Rate",
     "Reading",
     "ServerInfo",
     "Snapshot",

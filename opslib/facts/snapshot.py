@@ -20,6 +20,8 @@ class Reading:
         taken_at: Server time at its start.
 
         receivers: Subscribers that the broadcast reached: nodes alive, answering or not.
+
+        waiting: The waiting messages worth keeping: most retried, latest ETA, watched and repeated ids.
     """
 
     taken_at: datetime
@@ -28,6 +30,7 @@ class Reading:
     nodes: tuple[NodeInfo, ...] = ()
     receivers: int = 0
     results: tuple[StoredResult, ...] = ()
+    waiting: tuple[WaitingMessage, ...] = ()
     queues: tuple[QueueInfo, ...] = ()
 
 
@@ -42,8 +45,6 @@ class Snapshot(Reading):
         broker: Its URL, without password.
 
         earlier: The first of two readings; None where nothing needed a second one.
-
-        waiting: The waiting messages worth keeping: most retried, latest ETA, watched and repeated ids.
 
         visibility_timeout_s: The shortest that a node uses; Celery's 3600 if none said.
 
@@ -60,7 +61,6 @@ class Snapshot(Reading):
     broker: str
     fingerprint: str
     server: ServerInfo
-    waiting: tuple[WaitingMessage, ...] = ()
     unreadable: tuple[UnreadableMessage, ...] = ()
     coverage: tuple[Coverage, ...] = ()
     earlier: Reading | None = None

@@ -73,6 +73,28 @@ class ServerInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ListInfo:
+    """
+    One list of a queue: its messages of one priority step.
+
+    Attributes:
+        priority: The step; 0 is served first on Redis.
+
+        length: Messages waiting.
+
+        by_task: Those that were read, by task name, the commonest first.
+
+        expired: Those that were read and that no worker runs any more, for they have expired.
+    """
+
+    key: str
+    priority: int
+    length: int
+    by_task: Mapping[str, int] = field(default_factory=dict)
+    expired: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QueueInfo:
     """
     One queue with all its priority lists.
@@ -84,9 +106,17 @@ class QueueInfo:
 
         consumers: Nodes that answered and consume it.
 
-        read: Messages whose headers were read.
+        read: Messages whose headers were read; what follows counts only these.
 
-        by_task: Messages by task name, the commonest ones.
+        by_task: Messages by task name, the commonest first.
+
+        scheduled: Messages with an ETA.
+
+        retrying: Messages that were retried before, by task name, the commonest first.
+
+        odd_priorities: Messages by task name and priority, of those whose own priority is none of 0 to 9.
+
+        lists: Its lists that hold something, the one that is served first at the head.
     """
 
     name: str
@@ -95,6 +125,15 @@ class QueueInfo:
     consumers: tuple[str, ...] = ()
     read: int = 0
     by_task: Mapping[str, int] = field(default_factory=dict)
+    scheduled: int = 0
+    retrying: Mapping[str, int] = field(default_factory=dict)
+    odd_priorities: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    lists: tuple[ListInfo, ...] = ()
+
+    @property
+    def expired(self) -> int:
+        """Messages that no worker runs any more, for they have expired."""
+        return sum(each.expired for each in self.lists)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,11 +19,12 @@ from opslib.facts import (
     UnackedMessage,
     UnreadableMessage,
     WaitingMessage,
+    Whereabouts,
 )
 from opslib.findings import Finding
 from opslib.plan import Outcome, Plan
 from opslib.records import RunRecord
-from opslib.render import judged, tables
+from opslib.render import judged, tables, whereabouts
 from opslib.render.grid import Line
 
 if TYPE_CHECKING:
@@ -105,7 +106,9 @@ def _display(thing: object) -> None:
     print(str(thing).encode(out.encoding or "utf-8", "replace").decode(out.encoding or "utf-8"), file=out, end="\n\n")
 
 
+#: The first that fits: a Whereabouts is a Snapshot too.
 _VIEWS: dict[type, Callable[[Any], list[object]]] = {
+    Whereabouts: whereabouts.show,
     Snapshot: tables.snapshot,
     Plan: lambda thing: [judged.plan(thing)],
     RunRecord: lambda thing: [judged.Card(thing)],

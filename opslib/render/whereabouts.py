@@ -1,58 +1,172 @@
-"""Where a task was found → one sentence, and one table for each place."""
+"""Where certain tasks were found, and what was judged of them → a table of every place for each, and its sentence."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from opslib.durations import spell
-from opslib.render import display, tables
-from opslib.render.grid import Line
+from opslib.render import story, tables, trace, words
+from opslib.render.grid import Cell, Column, Line, Table
 
 if TYPE_CHECKING:
-    from opslib.facts import Whereabouts
+    from opslib.facts import Coverage, Whereabouts
+    from opslib.findings import Finding
+    from opslib.render.story import Story
+    from opslib.render.trace import Trace
+
+#: Tasks of which every place is shown; of more, each gets one line.
+MOST_TABLES = 5
+_HELD = ("reserved", "scheduled", "active")
+#: A row of the table, by the rows of coverage that say how much of it was seen.
+_SEARCHED = {
+    "waiting": ("waiting", "set aside", "keyspace"),
+    "unacked": ("unacked",),
+    "reserved": ("workers",),
+    "scheduled": ("workers",),
+    "active": ("workers",),
+    "result": ("results",),
+    "dead letters": ("dead letters", "keyspace"),
+    "quarantine": ("quarantine", "keyspace"),
+}
 
 
 def show(seen: Whereabouts) -> list[object]:
-    """Return a sentence for each id, the tables of the places that hold any, and the coverage."""
-    views: list[object] = [Line((f"{task_id}: {sentence(seen, task_id)}",)) for task_id in sorted(seen.ids)]
-    for rows in (seen.waiting, seen.unacked, seen.held, seen.results):
-        if rows:
-            views += display.views(rows, seen.taken_at, held=seen.held)
-    return [*views, tables.coverage(seen.coverage)]
+    """Return every place of each task, and what was not seen of them; of many tasks, one line for each."""
+    if not seen.ids:
+        return [Line((_none(seen),)), *_coverage(seen)]
+    if len(seen.ids) > MOST_TABLES:
+        return [overview(seen), *_coverage(seen)]
+    return [*(lifecycle(seen, task_id) for task_id in sorted(seen.ids)), *_coverage(seen)]
 
 
-def sentence(seen: Whereabouts, task_id: str) -> str:
+def answers(seen: Whereabouts, findings: Iterable[Finding] = ()) -> Table:
+    """Return for each task one sentence that says how it stands, and the step that comes next."""
+    known = list(findings)
+    told = [tell(seen, task_id, known) for task_id in sorted(seen.ids)]
+    return Table(
+        title="How it stands",
+        columns=(Column("Task", "code"), Column("How it stands"), Column("What to do")),
+        rows=[(_name(each), _sentence(each.sentence), Cell(each.step, each.command)) for each in told],
+        caption=f"{seen.more:,} more tasks are meant, and were only counted." if seen.more else "",
+        empty=_none(seen),
+        limit=max(50, MOST_TABLES),
+        stack=True,
+    )
+
+
+def tell(seen: Whereabouts, task_id: str, findings: Iterable[Finding] = ()) -> Story:
+    """Return how one task stands, and what to do."""
+    return story.tell(trace.of(seen, task_id, findings))
+
+
+def sentence(seen: Whereabouts, task_id: str, findings: Iterable[Finding] = ()) -> str:
+    """Return how one task stands, in one sentence."""
+    return story.sentence(trace.of(seen, task_id, findings))
+
+
+def lifecycle(seen: Whereabouts, task_id: str) -> Table:
     """
-    Say where a task is, in the order of its life.
+    Return every place that was searched for a task, in the order of its life, with what was found there.
 
-    PENDING is never said: for Celery it means "no result is stored", which is true of an id that never existed.
+    A place that holds it is *there*; one that was looked through in vain is *not there*; one of which some part could
+    not be seen, and in the rest of which it was not, is *not seen*.
     """
-    now = seen.taken_at.timestamp()
-    said = [
-        f"waiting in {waiting.queue} behind {waiting.position:,} (priority {waiting.priority})"
-        for waiting in seen.waiting
-        if waiting.task_id == task_id
-    ]
-    held = [task for task in seen.held if task.task_id == task_id]
-    for task in held:
-        since = f" for {spell(now - task.started_at)}" if task.started_at else ""
-        until = f", due in {spell(task.eta_at - now)}" if task.eta_at and task.eta_at > now else ""
-        said.append(f"{task.place} on {task.node}{since}{until}")
-    for message in (m for m in seen.unacked if m.task_id == task_id):
-        ago = "at an unknown time" if message.delivered_at is None else f"{spell(now - message.delivered_at)} ago"
-        if not held:
-            left = (
-                ""
-                if message.delivered_at is None
-                else f"; Celery gives it back in {spell(message.delivered_at + seen.visibility_timeout_s - now)}"
+    of = trace.of(seen, task_id)
+    coverage = {row.place: row for row in seen.coverage}
+    found = _found(of)
+    rows = []
+    for place, parts in _SEARCHED.items():
+        searched = [coverage[part] for part in parts if part in coverage]
+        if found[place] or (searched and searched[0].place == parts[0]):
+            rows.append((place, *_row(of, place, found[place], searched)))
+    sent = len(seen.offspring) if len(seen.ids) == 1 else 0
+    name = f"{of.task or '(unknown)'} {task_id}" if of.task else task_id
+    return Table(
+        title=f"Where {words.shown(name, 160)} is",
+        columns=(Column("Place"), Column("View", "state"), Column("What is there")),
+        rows=rows,
+        caption=f"Messages of tasks that it has sent, or that these have: {sent:,}." if sent else "",
+        stack=True,
+    )
+
+
+def overview(seen: Whereabouts) -> Table:
+    """Return many tasks, one line for each."""
+    places = seen.places
+    return Table(
+        title="Tasks",
+        columns=(Column("Task", "code"), Column("Places"), Column("Retries", "number")),
+        rows=[
+            (
+                Cell(of.task or "(unknown)", of.task_id),
+                ", ".join(dict.fromkeys(places[of.task_id])) or "nowhere",
+                of.retries,
             )
-            said.append(f"delivered {ago} to a node that no longer has it{left}")
-        else:
-            said.append(f"unacknowledged since {ago}")
-    said += [f"its result says {result.state}" for result in seen.results if result.task_id == task_id]
-    if said:
-        return "; ".join(said) + "."
-    blind = [row.place for row in seen.coverage if row.silent]
-    if blind:
-        return f"found nowhere, but not everything could be seen: {', '.join(blind)}."
-    return "found nowhere: not waiting, not delivered, on no node, and no result is stored."
+            for of in (trace.of(seen, task_id) for task_id in sorted(seen.ids))
+        ],
+        caption=f"{seen.more:,} more tasks are meant, and were only counted." if seen.more else "",
+        limit=200,
+    )
+
+
+def _none(seen: Whereabouts) -> str:
+    if seen.selection is not None:
+        return f"No task {seen.selection.words(seen.taken_at.timestamp())} is in flight.".replace("  ", " ")
+    return "No task was named, and none is unacknowledged. Name one by its id: task_id."
+
+
+def _found(of: Trace) -> dict[str, list[str]]:
+    """Return what was found in each place, in words."""
+    now = of.now
+    held = {place: [trace.held(task, now) for task in of.held if task.place == place] for place in _HELD}
+    return {
+        "waiting": [trace.waiting(row, now) for row in of.waiting],
+        "unacked": [trace.unacked(row, now, of.seen.visibility_timeout_s) for row in of.unacked],
+        **held,
+        "result": [trace.result(row, now) for row in of.results],
+        "dead letters": [trace.dead(row, now) for row in of.dead],
+        "quarantine": [trace.quarantined(row) for row in of.quarantined],
+    }
+
+
+def _row(of: Trace, place: str, found: Sequence[str], searched: Sequence[Coverage]) -> tuple[str, str]:
+    silent = [row for row in searched if row.silent]
+    if found:
+        return "there", trace.several(found)
+    if silent:
+        return "not seen", " ".join(row.note or f"{row.silent:,} of {row.place} not seen." for row in silent)
+    note = next((f" {row.note}" for row in searched[:1] if row.note), "")
+    return "not there", f"{_searched(of, place, searched[0].seen)}{note}"
+
+
+def _searched(of: Trace, place: str, number: int) -> str:
+    """Return how much was looked through in vain."""
+    if place == "waiting":
+        queues = sum(1 for queue in of.seen.queues if queue.depth)
+        return (
+            f"{words.plural(number, 'message')} in {words.plural(queues, 'queue')} looked through."
+            if number
+            else "Nothing waits."
+        )
+    if place in _HELD:
+        return f"{words.plural(number, 'node')} answered." if number else "No node is there to have it."
+    if place == "result":
+        return "No result is stored; one that has expired, or was never kept, looks the same."
+    if not number:
+        return "Nothing is there."
+    return f"{words.plural(number, 'message' if place != 'dead letters' else 'letter')} looked through."
+
+
+def _coverage(seen: Whereabouts) -> list[object]:
+    if any(row.silent for row in seen.coverage):
+        return [tables.coverage(seen.coverage)]
+    looks = "two looks" if seen.earlier else "one look"
+    return [Line((f"Every place answered: {', '.join(row.place for row in seen.coverage)}", looks))]
+
+
+def _name(told: Story) -> Cell:
+    return Cell(told.task or told.task_id, told.task_id if told.task else "")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

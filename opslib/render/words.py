@@ -38,6 +38,9 @@ SIGNS = {
     "no answer": "–",
     "whole": "✓",
     "partly": "?",
+    "there": "●",
+    "not there": "–",
+    "not seen": "?",
 }
 
 #: What each exit code says, as docs/exit-codes.md does.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from opslib.facts import Quarantined, WaitingMessage
+from opslib.errors import BadParameter, NotFound, OpsError
+from opslib.facts import Quarantined, QueueInfo, WaitingMessage, Whereabouts
 from opslib.plan import Action, Copy, Kind
 from opslib.selection import Selection
 from opslib.symptoms.stops import copy_of
+
+#: Of a longer list, so many messages at either end can step aside for one that is put among them.
+ASIDE = 1_000
 
 
 def purge(queue: str, lengths: Mapping[str, int], only: Selection | None = None) -> list[Action]:
@@ -89,42 +93,67 @@ def consuming(kind: Kind, queue: str, nodes: Iterable[str] = ()) -> list[Action]
     return [Action(kind=kind, subject=queue, source=source, destination=to, node=names, effect=effect)]
 
 
-def reorder(message: WaitingMessage, to: str) -> Action:
+def reordered(seen: Whereabouts, task_id: str, to: str) -> Action:
     """
-    Put one waiting message elsewhere in its own list.
+    Put one waiting task elsewhere in its own list.
 
     Args:
         to: "next", "last", or how many messages shall be served before it.
+
+    Raises:
+        NotFound: If it is nowhere.
+
+        BadParameter: If it does not wait, or not just once, or its list has no such place.
     """
+    copies = [message for message in seen.waiting if message.task_id == task_id]
+    if len(copies) != 1:
+        raise _not_in_one_list(seen, task_id, len(copies))
+    (message,) = copies
+    depth = next((q.by_priority.get(_step(q, message), 0) for q in seen.queues if q.name == message.queue), 0)
+    if to not in {"next", "last"}:
+        _fitting(to, message, depth)
     where = {"next": "Served next", "last": "Served last"}.get(to, f"Served after {to} others")
     return Action(
         kind=Kind.REORDER,
-        subject=message.task_id,
+        subject=task_id,
         task=message.task,
         source=message.queue,
         destination=to,
         copies=(copy_of(message),),
-        effect=f"{where} of priority {message.priority} in {message.queue}; now {message.position:,} are before it.",
+        effect=f"{where} of priority {message.priority} in {message.queue}; {message.position:,} are before it now.",
     )
 
 
-def send(task_id: str, task: str, queue: str, message: str, *, due: str = "", consumers: int = 1) -> Action:
-    """
-    Publish a message.
+def _step(queue: QueueInfo, message: WaitingMessage) -> int:
+    """Return the step of the list that a message is in: the highest that its priority reaches."""
+    return max((step for step in queue.by_priority if step <= max(0, message.priority)), default=0)
 
-    Args:
-        message: As Celery writes it, with the queue in it.
 
-        due: When it is run, as a person says it; empty for at once.
+def _fitting(to: str, message: WaitingMessage, depth: int) -> None:
+    if not to.isdecimal():
+        raise BadParameter(f"{to!r} is no place in a queue.", hint="Say next, last, or a number: 0 is served next.")
+    if int(to) >= max(1, depth):
+        raise BadParameter(
+            f"{message.queue} has {depth:,} messages of that priority: places are 0 to {max(0, depth - 1):,}, not {to}."
+        )
+    if int(to) > ASIDE and depth - int(to) > ASIDE:
+        raise BadParameter(
+            f"Place {int(to):,} of {depth:,} is too deep: so many messages would have to step aside at once.",
+            hint=f"Say next, last, or a place among the first or the last {ASIDE:,}.",
+        )
 
-        consumers: Nodes that consume the queue.
-    """
-    when = f"runs {due}" if due else "runs when its turn comes"
-    nobody = "" if consumers else " No node that answered consumes that queue."
-    effect = f"A new task {task} waits in {queue} and {when}.{nobody}"
-    return Action(
-        kind=Kind.SEND, subject=task_id, task=task, source="", destination=queue, message=message, effect=effect
-    )
+
+def _not_in_one_list(seen: Whereabouts, task_id: str, copies: int) -> OpsError:
+    places = list(dict.fromkeys(seen.places.get(task_id, ())))
+    if copies > 1:
+        hint = "`ops find` shows both; `ops task stop` takes all of them out of circulation."
+        return BadParameter(f"{task_id} waits {copies} times; which of them is meant?", hint=hint)
+    if places:
+        hint = "Only a task that waits in a queue has a place there: a node has this one already, or it is finished."
+        return BadParameter(f"{task_id} does not wait: it is {', '.join(places)}.", hint=hint)
+    blind = [row.place for row in seen.silent_places]
+    unseen = f"; not everything could be seen: {', '.join(blind)}" if blind else ""
+    return NotFound(f"{task_id} was found nowhere{unseen}.", hint="Is the id whole, and is this its deployment?")
 
 
 def drop(lists: Iterable[Quarantined]) -> list[Action]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from opslib.durations import spell
 from opslib.facts import Message, Snapshot, UnackedMessage, WaitingMessage
@@ -137,6 +138,10 @@ def without_consumer(snapshot: Snapshot) -> Iterator[Finding]:
                 severity=Severity.UNKNOWN if snapshot.silent_nodes else Severity.CRITICAL,
                 subject=queue.name,
                 message=f"No node that answered consumes it; messages waiting: {queue.depth:,}.",
-                evidence={"depth": queue.depth, "by_priority": dict(queue.by_priority), "tasks": dict(queue.by_task)},
+                evidence={
+                    "depth": queue.depth,
+                    "by_priority": dict(queue.by_priority),
+                    "tasks": dict(islice(queue.by_task.items(), 10)),
+                },
                 hint="Start a worker with -Q for it, or see why the last one ended.",
             )

@@ -10,10 +10,15 @@ from opslib.findings import Finding, Severity
 
 def judge(snapshot: Snapshot) -> Iterator[Finding]:
     """Say what could not be seen and which nodes do not work; every runbook's judgement begins with it."""
+    yield from unseen(snapshot)
+    yield from absent(snapshot)
+    yield from not_consuming(snapshot)
+
+
+def unseen(snapshot: Snapshot) -> Iterator[Finding]:
+    """Say what could not be seen: places, and nodes that stayed silent."""
     yield from _cannot_see(snapshot)
     yield from _silent(snapshot)
-    yield from _absent(snapshot)
-    yield from _not_consuming(snapshot)
 
 
 def _cannot_see(snapshot: Snapshot) -> Iterator[Finding]:
@@ -28,7 +33,8 @@ def _cannot_see(snapshot: Snapshot) -> Iterator[Finding]:
             evidence={"seen": row.seen, "silent": row.silent},
             hint="What is not seen may be stuck too; the verdict stays unknown until it is.",
         )
-    if not snapshot.queues and not snapshot.unacked and not snapshot.receivers:
+    delivered = any(row.place == "unacked" and row.seen for row in snapshot.coverage)
+    if not snapshot.queues and not snapshot.receivers and not (snapshot.unacked or delivered):
         yield _empty(snapshot)
 
 
@@ -66,7 +72,7 @@ def _silent(snapshot: Snapshot) -> Iterator[Finding]:
     )
 
 
-def _absent(snapshot: Snapshot) -> Iterator[Finding]:
+def absent(snapshot: Snapshot) -> Iterator[Finding]:
     """Nobody heard the question: no worker at all, or workers that do not listen to control messages."""
     work = sum(queue.depth for queue in snapshot.queues) + len(snapshot.unacked)
     unasked = not snapshot.nodes and any(row.place == "workers" for row in snapshot.silent_places)
@@ -93,7 +99,7 @@ def _absent(snapshot: Snapshot) -> Iterator[Finding]:
     )
 
 
-def _not_consuming(snapshot: Snapshot) -> Iterator[Finding]:
+def not_consuming(snapshot: Snapshot) -> Iterator[Finding]:
     """A node that consumes nothing, or that left work lying beside it through both looks."""
     for node in snapshot.answering:
         if not node.queues:

@@ -68,12 +68,12 @@ def diagnose(snapshot: Snapshot, limits: Thresholds) -> list[Finding]:
     view = View(snapshot)
     found = [
         *sight.judge(snapshot),
-        *_active_too_long(view, limits),
+        *active_too_long(view, limits),
         *orphans.judge(view),
         *messages.retry_loops(view, limits.loop_after),
         *messages.beyond_visibility(view),
         *messages.duplicates(view),
-        *_zombies(view),
+        *zombies(view),
         *messages.unreadable(snapshot),
         *messages.without_consumer(snapshot),
         *orphans.missing_from_index(view),
@@ -81,7 +81,8 @@ def diagnose(snapshot: Snapshot, limits: Thresholds) -> list[Finding]:
     return worst_first(found)
 
 
-def _active_too_long(view: View, limits: Thresholds) -> Iterator[Finding]:
+def active_too_long(view: View, limits: Thresholds) -> Iterator[Finding]:
+    """Tasks that a node has been running for as long as they may, or longer."""
     for task in view.snapshot.held:
         if task.place != "active" or task.started_at is None:
             continue
@@ -105,7 +106,7 @@ def _active_too_long(view: View, limits: Thresholds) -> Iterator[Finding]:
             )
 
 
-def _zombies(view: View) -> Iterator[Finding]:
+def zombies(view: View) -> Iterator[Finding]:
     """Results that say a task is under way while it is in no place, in both looks, with everyone answering."""
     snapshot = view.snapshot
     if snapshot.earlier is None:

@@ -105,19 +105,28 @@ def _named(broker: Broker, confirm: str) -> None:
 
 
 def _fitting(action: Action, broker: Broker) -> None:
-    """Refuse an action whose keys are not those of what it shows: what a person reads has to be what is done."""
+    """
+    Refuse an action whose keys are not those of what it shows: what a person reads has to be what is done.
+
+    Raises:
+        Refused: If a key is another one than its place says, or one that is no queue's where a queue's is meant.
+    """
     space = broker.keys
     for copy in action.copies:
-        own = OWN in copy.key.removeprefix(space.prefix)[: len(OWN)]
+        of_queue = copy.key in space.queue_lists(copy.queue) and space.is_queue_like(space.queue(copy.queue))
+        own = copy.key.removeprefix(space.prefix).startswith(OWN)
+        dropped = copy.key == action.subject and space.quarantined(copy.key) is not None
         fits = {
-            "waiting": copy.key in space.queue_lists(copy.queue),
-            "list": copy.key in space.queue_lists(action.subject) or (action.kind is Kind.DROP and own),
+            "waiting": of_queue,
+            "list": dropped if action.kind is Kind.DROP else of_queue and copy.queue in {action.subject, action.source},
             "unacked": copy.key == space.unacked,
             "index": copy.key in {space.unacked, space.unacked_index},
             "key": copy.key in {action.subject, space.result(action.subject)} and not own,
         }.get(copy.place, action.kind is Kind.UNDO)
         if not fits:
             raise Refused(f"Action {action.id} shows {action.subject}, and is about {copy.key}. Nothing was changed.")
+    if action.kind in {Kind.MOVE, Kind.SEND} and not space.is_queue_like(space.queue(action.destination)):
+        raise Refused(f"Action {action.id} puts messages into {action.destination}, which is no queue's name.")
 
 
 def _save(plan: Plan) -> Path:
@@ -203,7 +212,7 @@ def _under_lock_or_full(plan: Plan, broker: Broker, folder: Path) -> list[Outcom
         return _under_lock(plan, broker, folder)
     except Exception as error:
         if full.answers(error, plan.actions):
-            return full.purge(broker, plan.actions, records.context().run_id)
+            return full.purge(broker, plan.actions, plan.continues or records.context().run_id)
         raise
 
 

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from opslib import settings
-from opslib.collectors import queues
+from opslib.collectors import quarantine, queues
+from opslib.errors import Refused
 from opslib.keys import raw_name
 from opslib.plan import Action, Outcome, Status
-from opslib.writer import points, stored, vault
-from opslib.writer.primitive import Primitive
+from opslib.writer import journal, points, stored, vault
 from opslib.writer.vault import Kept
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+    from opslib.writer.primitive import Primitive
 
 
 def drop(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[Outcome]:
     """
     Write every message of the lists to the vault, and only then remove the lists.
 
-    A list that holds another number of messages than was planned is left alone: somebody put something there.
+    A list that holds another number of messages than was planned is left alone: somebody put something there. So is
+    one of a run that was cut off with messages on their way.
     """
     outcomes = []
     meant: list[Action] = []
     for action in actions:
-        copy = action.copies[0]
-        length = primitive.broker.reads.llen(raw_name(copy.key))
-        if length != copy.count:
-            reason = f"It holds {length:,} messages; {copy.count:,} were planned."
+        reason = _why_not(primitive.broker, action)
+        if reason:
             outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=reason))
         else:
             meant.append(action)
@@ -47,9 +51,38 @@ def drop(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[Ou
         outcomes.append(
             Outcome(action=action, status=Status.APPLIED if letter == "A" else Status.SKIPPED, reason=reason)
         )
-    for run_id in {found[0] for action in meant if (found := primitive.broker.keys.quarantined(action.subject))}:
+    for run_id in {_run_of(primitive.broker, action) for action in meant}:
         primitive.close(run_id)
     return outcomes
+
+
+def refuse_unfinished(broker: Broker, run_id: str) -> None:
+    """
+    Refuse to drop what an interrupted run has only on its way.
+
+    Raises:
+        Refused: If some of its messages are aside, or in quarantine for a moment alone.
+    """
+    if quarantine.set_aside(broker).get(run_id) or journal.read(broker, run_id).on_the_way:
+        hint = f"`ops resume {run_id}` finishes it, `ops undo {run_id}` puts it back."
+        raise Refused(f"Run {run_id} was cut off with messages on their way. Nothing was changed.", hint=hint)
+
+
+def _why_not(broker: Broker, action: Action) -> str:
+    """Return why a list is left alone; empty if it may go."""
+    copy = action.copies[0]
+    try:
+        refuse_unfinished(broker, _run_of(broker, action))
+    except Refused as refused:
+        return f"{refused.message} {refused.hint}"
+    length = broker.reads.llen(raw_name(copy.key))
+    return f"It holds {length:,} messages; {copy.count:,} were planned." if length != copy.count else ""
+
+
+def _run_of(broker: Broker, action: Action) -> str:
+    """Return the run whose quarantine an action is about; that it is one was made sure of before the lock."""
+    found = broker.keys.quarantined(action.copies[0].key)
+    return found[0] if found else ""
 
 
 def _messages(primitive: Primitive, actions: Sequence[Action]) -> Iterator[Kept]:

@@ -86,7 +86,7 @@ class _Selected:
 
     def take(self, copy: Copy) -> None:
         """Take what is meant out of one list."""
-        began, most = self.account.met, lists.most(copy.count)
+        began, most = self.account.met, self._most(copy)
         for key in self._on_the_way(copy.key):
             self._pour(key, copy, most)
         most -= self.account.met - began
@@ -99,6 +99,11 @@ class _Selected:
             self._move([(copy.key, raw) for raw in meant], copy)
         else:
             self._sieve(copy, most)
+
+    def _most(self, copy: Copy) -> int:
+        """Return how many messages of one list may be taken: as many as were planned and a few more, or as were said."""
+        only = self._action.only
+        return min(copy.count, only.limit - self.account.met) if only and only.limit else lists.most(copy.count)
 
     def _sieve(self, copy: Copy, most: int) -> None:
         """Sieve a long list; what was taken goes on from its quarantine, unless it is to stay there."""

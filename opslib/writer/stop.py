@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from opslib import pidbox
 from opslib.collectors.find import find
 from opslib.collectors.quarantine import set_aside
+from opslib.durations import spell
 from opslib.facts import Whereabouts
 from opslib.plan import Action, Outcome, Status
 from opslib.writer import lists
@@ -33,17 +34,33 @@ _SIGNAL = "SIGKILL"
 _END_WITHIN_S = 8.0
 _ROUNDS = 20
 _PAUSE_S = 0.25
+#: A next attempt that is due sooner is waited for, and the looks that prove the stop come after it.
+_DUE_WITHIN_S = 20.0
+_DUE_MARGIN_S = 1.0
+_LOOK_EVERY_S = 2.0
+_PROVE_WITHIN_S = 60.0
+#: So long a node remembers a revoke once another one joins (facts §4.4).
+_REMEMBERED_S = 10_800.0
 
 
 @dataclass(kw_only=True)
 class _Progress:
-    """What is known of one stop on its way."""
+    """
+    What is known of one stop on its way.
+
+    Attributes:
+        due_at: Epoch seconds of its next attempt, where that is soon; it is proven only after that.
+
+        timers: Nodes that have it in memory until its time comes, with that time.
+    """
 
     action: Action
     steps: list[str] = field(default_factory=list)
     quarantined: int = 0
     clean: int = 0
     unheard: str = ""
+    due_at: float = 0.0
+    timers: dict[str, float] = field(default_factory=dict)
 
 
 def stop(
@@ -79,12 +96,14 @@ def stop(
     for progress in todo.values():
         if progress.action.terminate and still_mine():
             _terminate(broker, progress)
-    for _ in range(_ROUNDS):
+    rounds, deadline = 0, time.monotonic() + _PROVE_WITHIN_S
+    while rounds < _ROUNDS and still_mine():
         open_ids = [task_id for task_id, progress in todo.items() if progress.clean < 2]
-        if not open_ids or not still_mine():
+        if not open_ids:
             break
-        _round(broker, todo, open_ids, quarantine)
-        time.sleep(_PAUSE_S)
+        wait_s = _round(broker, todo, open_ids, quarantine)
+        rounds += not wait_s or time.monotonic() > deadline  # before the next attempt nothing can be proven
+        time.sleep(min(max(wait_s, _PAUSE_S), _LOOK_EVERY_S))
     for run_id, count in set_aside(broker).items():
         for progress in todo.values():
             why = (
@@ -168,27 +187,53 @@ def _on_node(broker: Broker, action: Action) -> tuple[str, int | None, list[int]
 
 def _round(
     broker: Broker, todo: dict[str, _Progress], ids: Sequence[str], quarantine: Callable[[Whereabouts], dict[str, int]]
-) -> None:
-    """Look everywhere once more; what is found is quarantined, what is not found twice running is proven clean."""
+) -> float:
+    """
+    Look everywhere once more; what is found is quarantined, what is not found twice running is proven clean.
+
+    A retry that is due soon is waited for: it may be what brings the task back. The answer is how many seconds that is.
+    """
     seen = find(broker, ids, kept=False)
     moved = quarantine(seen)
     active = {task.task_id for task in seen.held if task.place == "active"}
     present = {message.task_id for message in seen.messages}
+    now = seen.taken_at.timestamp()
+    for task in seen.held:
+        if task.place == "scheduled" and task.eta_at and task.task_id in ids:
+            progress = todo[task.task_id]
+            progress.timers[task.node] = task.eta_at
+            if task.eta_at - now <= _DUE_WITHIN_S:
+                progress.due_at = max(progress.due_at, task.eta_at + _DUE_MARGIN_S)
+    wait_s = 0.0
     for task_id in ids:
         progress = todo[task_id]
         progress.quarantined += moved.get(task_id, 0)
-        progress.clean = 0 if task_id in active | present else progress.clean + 1
+        clean = task_id not in active | present
+        wait_s = max(wait_s, progress.due_at - now if clean else 0.0)
+        progress.clean = progress.clean + 1 if clean and now >= progress.due_at else 0
+    return wait_s
 
 
 def _outcome(progress: _Progress) -> Outcome:
     n = progress.quarantined
     steps = [*progress.steps, f"{n} cop{'y' if n == 1 else 'ies'} quarantined"]
+    if progress.due_at and progress.clean >= 2:
+        steps.append("its next attempt came due, and did not run")
+    now = time.time()
+    later = {node: at - now for node, at in progress.timers.items() if at > now}
+    steps += [f"{node} drops what it remembers in {spell(left)}" for node, left in sorted(later.items())]
     if progress.clean < 2:
         reason = "It was still found at the last look; run this again."
         if progress.action.node and not progress.action.terminate:
             where = progress.action.node
             reason = f"It still runs on {where}, whose pool cannot end it: restart that node. It will not come back."
         return Outcome(action=progress.action, status=Status.FAILED, reason=reason, steps=tuple(steps))
+    forgotten = sorted(node for node, left in later.items() if left > _REMEMBERED_S)
+    if forgotten and not progress.unheard:
+        progress.unheard = (
+            f"{', '.join(forgotten)} would run it in {spell(max(later.values()))}, and forgets the revoke before that "
+            "if another node joins: restart that node, its message is gone"
+        )
     if progress.unheard:
         return Outcome(
             action=progress.action, status=Status.FAILED, reason=f"Not proven: {progress.unheard}.", steps=tuple(steps)

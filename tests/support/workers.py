@@ -27,7 +27,7 @@ _NUMBERS = count(1)
 #: For a node that may run `tests.slow_lane` once an hour.
 RATE_LIMITED = {"task_annotations": {"tests.slow_lane": {"rate_limit": "1/h"}}}
 #: Each node by itself: what its neighbours tell it would take a second, and prove nothing here.
-_ALONE = "--without-mingle --without-gossip --without-heartbeat"
+_ALONE = "--without-mingle --without-gossip"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +103,12 @@ class Deployment:
         conf: Mapping[str, object] | None = None,
         name: str = "",
         ready: bool = True,
+        heartbeat: bool = False,
     ) -> Worker:
-        """Start a node and wait until it answers."""
+        """Start a node and wait until it answers; without a heartbeat it has nobody who could send its events."""
         name = name or f"w{next(_NUMBERS)}@trial"
         options = f"-n {name} -P {pool} -c {concurrency} -Q {queues} -l WARNING"
-        command = f"-A tests.support.app worker {options} --without-mingle --without-gossip --without-heartbeat"
+        command = f"-A tests.support.app worker {options} {_ALONE}{'' if heartbeat else ' --without-heartbeat'}"
         environment = {"TRIAL_URL": self.server.url, "TRIAL_CONF": json.dumps(dict(conf or {}))}
         started = self.launch(name, command.split(), environment, self.folder)
         self._running.callback(started.kill)

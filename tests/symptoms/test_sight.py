@@ -162,7 +162,7 @@ def test_an_expected_node_that_is_absent_does_not_hide_that_all_are():
 
 def test_an_empty_database_is_more_often_the_wrong_one():
     """With what else the server holds as a hint."""
-    empty = snapshot(queues=[], nodes=[], receivers=0)
+    empty = snapshot(queues=[], nodes=[], receivers=0, coverage=[])
     elsewhere = replace(empty, server=server(other_databases={3: 4711}), foreign_prefixes=("shop:",))
 
     (bare,), (hinted,) = diagnose(empty, Thresholds()), diagnose(elsewhere, Thresholds())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from opslib import records
 from opslib.envelope import digest
 from opslib.errors import LockHeld, Refused
 from opslib.plan import Action, Copy, Kind
+from opslib.selection import Selection
 from opslib.writer import apply, undo
 from tests.support import servers
-from tests.support.plans import audit, planned, purge_of, told, undone, values
+from tests.support.plans import RUN, audit, planned, purge_of, told, undone, values
 from tests.support.seed import KEYS, seed_waiting
 
 
@@ -44,6 +47,45 @@ def test_a_full_server_is_relieved_of_a_queue(full, archive):
 
     assert values(client) == before
     assert len(undo.plan(broker, records.context().run_id)) == 0
+
+
+def test_what_was_purged_for_another_run_is_undone_by_that_ones_id(full):
+    """A saved plan is applied under the id by which a person knows it."""
+    broker, plan, client = full
+    before = values(client)
+
+    assert told(apply(replace(plan, continues=RUN), broker, dry_run=False)) == ["applied"]
+    client.config_set("maxmemory", "256mb")
+
+    assert len(undo.plan(broker, RUN)) == 2
+    assert told(undone(broker, RUN)) == ["applied"] * 2
+    assert values(client) == before
+
+
+def test_what_is_kept_does_not_expire_with_its_queue(full):
+    """A queue may be bound to expire, and a name keeps its life when it is changed."""
+    broker, plan, client = full
+    client.config_set("maxmemory", "256mb")
+    assert client.pexpire("celery", 600_000)
+    client.config_set("maxmemory", "1")
+
+    assert told(apply(plan, broker, dry_run=False)) == ["applied"]
+
+    kept = KEYS.quarantine_of_full(records.context().run_id, "celery")
+    assert (client.llen(kept), client.ttl(kept)) == (20, -1)
+
+
+def test_a_part_of_a_queue_is_not_purged_as_a_whole(full):
+    """To tell what is meant from the rest needs memory."""
+    broker, plan, client = full
+    (action,) = plan
+    part = replace(action, only=Selection(task="tests.other"))
+    before = values(client)
+
+    with pytest.raises(Refused, match="out of memory"):
+        apply(planned(broker, part), broker, dry_run=False)
+
+    assert values(client) == before
 
 
 def test_whoever_holds_the_lock_is_not_passed_by(full):

@@ -11,9 +11,11 @@ from opslib import plan as plans
 from opslib import records
 from opslib.collectors import collect, depths
 from opslib.collectors.find import find
+from opslib.collectors.quarantine import lists as lists_of
 from opslib.errors import Refused
 from opslib.plan import Action, Copy, Kind
-from opslib.writer import apply, journal, lists, points, resume
+from opslib.symptoms import asked
+from opslib.writer import apply, journal, lists, points, resume, undo
 from tests.support.plans import planned, purge_of, told, undone, values
 from tests.support.seed import KEYS, seed_waiting
 
@@ -121,6 +123,34 @@ def test_a_run_that_was_undone_is_not_gone_on_with(broker, redis):
         resume.remaining(plan, broker, run_id())
 
 
+def test_a_saved_plan_that_was_applied_and_undone_is_not_gone_on_with(broker, redis):
+    """Whatever run it was that applied it."""
+    actions = [quarantine_of(seed_waiting(redis)) for _ in range(2)]
+    plan = replace(planned(broker, *actions), continues=RUN)
+    apply(plan, broker, dry_run=False)
+    undone(broker, RUN)
+
+    with pytest.raises(Refused, match="was undone"):
+        resume.remaining(plan, broker, run_id())
+
+
+def test_an_undo_that_was_cut_off_is_gone_on_with(broker, redis):
+    """It goes on with what it had put back itself."""
+    for priority in (0, 9):
+        seed_waiting(redis, priority=priority)
+    before = values(redis)
+    apply(planned(broker, purge_of(broker, QUEUE)), broker, dry_run=False)
+    back = undo.plan(broker, run_id())
+    first = replace(back, actions=back.actions[:1])
+    assert told(apply(first, broker, dry_run=False)) == ["applied"]
+
+    left = resume.remaining(back, broker, run_id())
+
+    assert [action.id for action in left] == [2]
+    assert told(apply(left, broker, dry_run=False)) == ["applied"]
+    assert values(redis) == before
+
+
 @pytest.mark.parametrize("life_s", [900, -1])
 def test_without_its_journal_only_a_fresh_plan_is_gone_on_with(broker, redis, life_s):
     """An old one may have been carried out long ago."""
@@ -142,6 +172,12 @@ def test_without_its_journal_only_a_fresh_plan_is_gone_on_with(broker, redis, li
         Copy(place="key", key="payments"),
         Copy(place="key", key="opslib:lock"),
         Copy(place="list", key="opslib:lock", count=1),
+        Copy(place="list", key="payments", queue="payments", count=1),
+        Copy(place="list", key="unacked", queue="unacked", count=1),
+        Copy(place="waiting", key="unacked", queue="unacked", sha256="0"),
+        Copy(place="waiting", key="_kombu.binding.celery", queue="_kombu.binding.celery", sha256="0"),
+        Copy(place="waiting", key="opslib:audit", queue="opslib:audit", sha256="0"),
+        Copy(place="waiting", key=f"opslib:run:{RUN}:q:celery", queue=f"opslib:run:{RUN}:q:celery", sha256="0"),
     ],
 )
 def test_what_is_shown_is_what_is_changed(broker, redis, copy):
@@ -155,6 +191,49 @@ def test_what_is_shown_is_what_is_changed(broker, redis, copy):
         apply(planned(broker, action), broker, dry_run=False)
 
     assert values(redis) == before
+
+
+@pytest.mark.parametrize(
+    "key", ["opslib:lock", "opslib:audit", f"opslib:run:{RUN}:j", f"opslib:run:{RUN}:w:celery", QUEUE]
+)
+def test_nothing_but_a_quarantine_is_dropped(broker, redis, key):
+    """Whatever else this tool keeps, or a queue, is none."""
+    redis.rpush(key, "x")
+    copy = Copy(place="list", key=key, count=1)
+    action = Action(kind=Kind.DROP, subject=key, source="quarantine", destination="vault", copies=(copy,))
+
+    with pytest.raises(Refused, match="and is about"):
+        apply(planned(broker, action), broker, dry_run=False)
+
+    assert redis.lrange(key, 0, -1) == [b"x"]
+
+
+@pytest.mark.parametrize("name", ["unacked", "_kombu.binding.celery", "opslib:lock", f"opslib:run:{RUN}:q:celery"])
+@pytest.mark.parametrize("kind", [Kind.MOVE, Kind.SEND])
+def test_nothing_is_put_where_no_queue_can_be(broker, redis, kind, name):
+    """Not even by a plan that says so."""
+    seeded = seed_waiting(redis)
+    copy = Copy(place="waiting", key=QUEUE, queue=QUEUE, sha256=seeded.sha256)
+    copies = (copy,) if kind is Kind.MOVE else ()
+    message = seeded.raw.decode()
+    action = Action(kind=kind, subject=seeded.task_id, source=QUEUE, destination=name, copies=copies, message=message)
+    before = values(redis)
+
+    with pytest.raises(Refused, match="no queue"):
+        apply(planned(broker, action), broker, dry_run=False)
+
+    assert values(redis) == before
+
+
+@pytest.mark.parametrize("shown", ["subject", "source"])
+def test_a_list_is_that_of_the_queue_that_is_shown(broker, redis, shown):
+    """As its subject, or where its messages are taken from."""
+    seed_waiting(redis)
+    (copy,) = purge_of(broker, QUEUE).copies
+    named = {"subject": "some", "source": "some"} | {shown: QUEUE}
+    action = Action(kind=Kind.PURGE, destination="quarantine", copies=(copy,), **named)
+
+    assert told(apply(planned(broker, action), broker, dry_run=False)) == ["applied"]
 
 
 @pytest.mark.parametrize("ttl_s", [None, 0, -5])
@@ -190,6 +269,27 @@ def test_what_is_set_aside_is_a_place_that_was_not_seen(broker, redis, monkeypat
     left = resume.remaining(plan, broker, run)
     assert set(told(apply(left, broker, dry_run=False))) == {"applied"}
     assert redis.lrange(QUEUE, 0, -1) == before[1:]
+
+
+def test_a_quarantine_of_a_run_that_was_cut_off_is_not_dropped(broker, redis, monkeypatch):
+    """Some of it is only on its way; whoever made the plan, and whenever."""
+    seeded = [seed_waiting(redis) for _ in range(50)]
+    run = cut_off_aside(broker, redis, monkeypatch, seeded)
+    kept = KEYS.quarantine(run, QUEUE)
+    redis.rename(KEYS.work(run, QUEUE), kept)
+    plan = planned(broker, *asked.drop(lists_of(broker, run)))
+    redis.copy(kept, KEYS.work(run, QUEUE))
+    before = redis.lrange(kept, 0, -1)
+
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert outcome.status == "skipped"
+    assert "cut off with messages on their way" in outcome.reason
+    assert f"`ops resume {run}`" in outcome.reason
+    assert redis.lrange(kept, 0, -1) == before
+    redis.delete(KEYS.work(run, QUEUE))
+    assert told(apply(plan, broker, dry_run=False)) == ["applied"]
+    assert not redis.exists(kept)
 
 
 def test_a_dropped_quarantine_is_not_said_to_be_put_back(broker, redis, monkeypatch):
