@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opslib import __version__, errors, folders, records, redact, refusals, session
+from opslib import __version__, catalog, errors, folders, records, redact, refusals, session
 from opslib import plan as plans
 from opslib.errors import NotFound, OpsError, Refused
 from opslib.plan import Plan, Status
@@ -61,7 +61,8 @@ def run(
     with session.environment(context), session.sigterm_interrupts():
         try:
             records.draft([])
-            record = _carried_out(plan, broker, look or _judging(runbook), dry_run=dry_run)
+            beside = look is None and runbook not in catalog.names()
+            record = _carried_out(plan, broker, look or _judging(runbook), dry_run=dry_run, beside=beside)
             record.findings = list(found) or record.findings
             with suppress(OSError):  # what was done is told all the same
                 records.write(record, context.record)
@@ -73,7 +74,7 @@ def run(
         return session.archived(session.concluded(context, problem, record), Path(context.record).parent)
 
 
-def _carried_out(plan: Plan, broker: Broker, look: Look, *, dry_run: bool) -> RunRecord:
+def _carried_out(plan: Plan, broker: Broker, look: Look, *, dry_run: bool, beside: bool) -> RunRecord:
     from opslib.writer import apply
 
     outcomes = apply(plan, broker, dry_run=dry_run)
@@ -87,6 +88,7 @@ def _carried_out(plan: Plan, broker: Broker, look: Look, *, dry_run: bool) -> Ru
         after=after,
         remaining=remaining,
         dry_run=dry_run,
+        beside=beside,
         written=False,
     )
 

@@ -1,9 +1,9 @@
-"""Text such as "3h", "1h30m", "90 s" or "PT2H" → seconds; a bare number is refused."""
+"""Text such as "3h", "1h30m", "90 s" or "PT2H" → seconds, a bare number is refused; "10/m" → how many a second."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from math import isfinite
+from math import isfinite, nan
 
 import msgspec
 from pytimeparse import parse
@@ -12,6 +12,7 @@ from opslib.errors import SettingsError
 
 #: Beyond this no clock can be counted forward or back.
 LONGEST_S = 100 * 365 * 86400.0
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def seconds(value: str, name: str = "duration") -> float:
@@ -59,3 +60,19 @@ def spell(value_s: float | None) -> str:
         if len(words) == 2 or (words and not amount):
             break
     return " ".join(words[:2])
+
+
+def pace(text: str) -> float:
+    """
+    Return how many a second a rate such as "10/m" allows, as Celery reads it; 0 for no limit.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    number, _, unit = text.strip().partition("/")
+    if not number and not unit:
+        return 0.0
+    per_s = float(number) / _UNITS_S.get(unit or "s", nan)
+    if not isfinite(per_s) or per_s < 0:
+        raise ValueError(f"{text!r} is no rate")
+    return per_s

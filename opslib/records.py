@@ -134,6 +134,7 @@ def record(
     after: Snapshot | None = None,
     remaining: Sequence[Finding] | None = None,
     dry_run: bool = True,
+    beside: bool = False,
     written: bool = True,
 ) -> RunRecord:
     """
@@ -146,10 +147,14 @@ def record(
 
         after: The look after the changes; None where there was no second one, and what was found remains.
 
+        beside: Whether the findings are what else is wrong, beside a change that somebody asked for by name: then the
+            exit code says how the change went, and nothing else.
+
         written: False leaves the writing to the caller: where no disk takes a record, it can still be told.
     """
     ctx = context()
-    remaining = [*(findings if remaining is None else remaining), *_unproven(outcomes)]
+    unproven = _unproven(outcomes)
+    remaining = [*(findings if remaining is None else remaining), *unproven]
     judged = verdict(remaining)
     failed = any(outcome.status is Status.FAILED for outcome in outcomes)
     waiting = dry_run and bool(plan)
@@ -165,7 +170,7 @@ def record(
         parameters=ctx.parameters,
         dry_run=dry_run,
         verdict=str(judged),
-        exit_code=int(exit_code(judged, needs_person=failed or waiting)),
+        exit_code=int(exit_code(verdict(unproven) if beside else judged, needs_person=failed or waiting)),
         coverage=[asdict(row) for row in (after or before).coverage],
         findings=rows(findings),
         plan=plan.shown() if plan is not None else {},

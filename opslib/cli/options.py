@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from opslib.errors import BadParameter
+
 
 class Format(StrEnum):
     """How a command prints its data."""
@@ -33,3 +35,15 @@ Timeout = Annotated[str, typer.Option("--timeout", "-t", metavar="TIME", help="H
 
 TIMEOUT = "1.5s"
 LIMIT = 200
+
+
+def task_id(text: str) -> str:
+    """
+    Return an id without the white space around it.
+
+    Raises:
+        BadParameter: If it is empty: a script's variable that was not set.
+    """
+    if not text.strip():
+        raise BadParameter("An empty text is no task id.")
+    return text.strip()

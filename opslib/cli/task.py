@@ -155,8 +155,8 @@ def reorder(
 
     form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
     broker = output.open_broker(target, env_file)
-    seen = look(broker, [find.named(task_id)], answer_within=timeout)
-    action = asked.reordered(seen, find.named(task_id), to)
+    seen = look(broker, [options.task_id(task_id)], answer_within=timeout)
+    action = asked.reordered(seen, options.task_id(task_id), to)
     made = plans.make(broker.target.name, broker.fingerprint, [action], max_actions=1, made_at=seen.taken_at)
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     changes.change(broker, made, "reorder", form, name="reorder-task", asks=asks)
@@ -219,7 +219,7 @@ def _wanted(ids: list[str], name: str, state: str, retries: int, limit: int) -> 
         raise BadParameter(
             "No task was named.", hint="Name ids, or say which: --task GLOB, --state active, --retries 3."
         )
-    named = ",".join(find.named(each) for each in ids)
+    named = ",".join(options.task_id(each) for each in ids)
     return stop_task.wanted(task_id=named, task=name, place=state, retries=retries, limit=limit)
 
 

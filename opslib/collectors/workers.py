@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from opslib import pidbox
+from opslib.durations import pace
 from opslib.envelope import instant
 from opslib.facts import Coverage, HeldTask, NodeInfo, TaskInfo
 
@@ -182,7 +183,7 @@ def _node(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> NodeInfo:
         name=name,
         answered=True,
         pool=_POOLS.get(pool, pool),
-        concurrency=stats.pool.max_concurrency or len(stats.pool.processes),
+        concurrency=len(stats.pool.processes) or stats.pool.max_concurrency or 0,  # the latter stays when a pool grows
         processes=tuple(stats.pool.processes),
         prefetch=stats.prefetch_count or 0,
         queues=tuple(sorted(queue.name for queue in queues)),
@@ -201,9 +202,17 @@ def _task_info(line: str) -> TaskInfo:
     cap = fields.get("max_retries", "")
     return TaskInfo(
         name=found["name"] if found else line,
-        rate_limit=fields.get("rate_limit", ""),
+        rate_limit=_limit(fields.get("rate_limit", "")),
         max_retries=int(cap) if cap.isdigit() else None,
     )
+
+
+def _limit(text: str) -> str:
+    """Return a rate limit as the node has it; empty for one that limits nothing, such as "0" or "0/m"."""
+    try:
+        return text if pace(text) else ""
+    except ValueError:
+        return text
 
 
 def _held(name: str, replies: Mapping[str, Mapping[str, bytes]]) -> list[HeldTask]:

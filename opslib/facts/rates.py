@@ -50,7 +50,7 @@ class Rate:
 
     @property
     def growth_per_min(self) -> float:
-        """Messages by which the queue grows in a minute, below zero where it drains; exact even if the others are not."""
+        """Messages by which it grows in a minute, below zero where it drains; exact even where the others are not."""
         return self._per_min(self.depth - self.before)
 
     @property
@@ -83,7 +83,9 @@ class Rate:
         if not self.arrived and not self.served and self.exact:
             return f"nothing came or went in {spell(self.watched_s)}"
         least = "" if self.exact else "at least "
-        return f"{least}{_figure(self.arrival_per_min)} come and {least}{_figure(self.drain_per_min)} are taken a minute"
+        return (
+            f"{least}{_figure(self.arrival_per_min)} come and {least}{_figure(self.drain_per_min)} are taken a minute"
+        )
 
     @property
     def outlook(self) -> str:

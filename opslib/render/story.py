@@ -121,7 +121,7 @@ def _unowned(of: Trace, row: UnackedMessage) -> str:
 def _waiting(of: Trace, row: WaitingMessage) -> str:
     queue = shown(row.queue)
     retried = f"retried {of.retries:,} time{'s' * (of.retries != 1)}, and " if row.retries else ""
-    said = f"{retried}waiting in {queue} behind {row.position:,} (priority {row.priority})"
+    said = f"{retried}waiting in {queue}, {trace.turn(row, of.seen)}"
     if row.expires_at is not None and row.expires_at <= of.now:
         return f"{said}; it expired {trace.ago(row.expires_at, of.now)}, so the node that takes it drops it"
     alone = of.subjects.get(("queue-without-consumer", row.queue))

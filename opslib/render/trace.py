@@ -17,6 +17,7 @@ from opslib.facts import (
     Whereabouts,
 )
 from opslib.findings import Finding
+from opslib.keys import SEPARATOR
 from opslib.render import words
 
 #: Copies of one task in one place that are described; the others are counted.
@@ -99,9 +100,20 @@ def of(seen: Whereabouts, task_id: str, findings: Iterable[Finding] = ()) -> Tra
 # --- each place in words ---
 
 
-def waiting(row: WaitingMessage, now: float) -> str:
+def waiting(row: WaitingMessage, seen: Whereabouts, now: float) -> str:
     """Return where in its queue a message stands."""
-    return f"behind {row.position:,} in {shown(row.queue)}, priority {row.priority}{_attempts(row, now)}"
+    return f"in {shown(row.queue)}, {turn(row, seen)}{_attempts(row, now)}"
+
+
+def turn(row: WaitingMessage, seen: Whereabouts) -> str:
+    """Return what is served before a message, those of higher priority among it."""
+    _, separated, step = row.key.rpartition(SEPARATOR)
+    own = int(step) if separated and step.isdigit() else 0
+    queue = next((queue for queue in seen.queues if queue.name == row.queue), None)
+    higher = sum(length for each, length in queue.by_priority.items() if each < own) if queue else 0
+    before = f"behind {row.position:,}" if row.position else "" if higher else "next to be served"
+    others = f"behind {higher:,} of higher priority" if higher else ""
+    return f"{' and '.join(filter(None, (before, others)))} (priority {row.priority})"
 
 
 def unacked(row: UnackedMessage, now: float, visibility_s: float) -> str:

@@ -33,10 +33,10 @@ _SEARCHED = {
 def show(seen: Whereabouts) -> list[object]:
     """Return every place of each task, and what was not seen of them; of many tasks, one line for each."""
     if not seen.ids:
-        return [Line((_none(seen),)), *_coverage(seen)]
+        return [Line((_none(seen),)), *coverage(seen)]
     if len(seen.ids) > MOST_TABLES:
-        return [overview(seen), *_coverage(seen)]
-    return [*(lifecycle(seen, task_id) for task_id in sorted(seen.ids)), *_coverage(seen)]
+        return [overview(seen), *coverage(seen)]
+    return [*(lifecycle(seen, task_id) for task_id in sorted(seen.ids)), *coverage(seen)]
 
 
 def answers(seen: Whereabouts, findings: Iterable[Finding] = ()) -> Table:
@@ -72,11 +72,11 @@ def lifecycle(seen: Whereabouts, task_id: str) -> Table:
     not be seen, and in the rest of which it was not, is *not seen*.
     """
     of = trace.of(seen, task_id)
-    coverage = {row.place: row for row in seen.coverage}
+    known = {row.place: row for row in seen.coverage}
     found = _found(of)
     rows = []
     for place, parts in _SEARCHED.items():
-        searched = [coverage[part] for part in parts if part in coverage]
+        searched = [known[part] for part in parts if part in known]
         if found[place] or (searched and searched[0].place == parts[0]):
             rows.append((place, *_row(of, place, found[place], searched)))
     sent = len(seen.offspring) if len(seen.ids) == 1 else 0
@@ -109,6 +109,14 @@ def overview(seen: Whereabouts) -> Table:
     )
 
 
+def coverage(seen: Whereabouts) -> list[object]:
+    """Return what was looked into: on one line where all of it answered."""
+    if any(row.silent for row in seen.coverage):
+        return [tables.coverage(seen.coverage)]
+    looks = "two looks" if seen.earlier else "one look"
+    return [Line((f"Every place answered: {', '.join(row.place for row in seen.coverage)}", looks))]
+
+
 def _none(seen: Whereabouts) -> str:
     if seen.selection is not None:
         return f"No task {seen.selection.words(seen.taken_at.timestamp())} is in flight.".replace("  ", " ")
@@ -120,7 +128,7 @@ def _found(of: Trace) -> dict[str, list[str]]:
     now = of.now
     held = {place: [trace.held(task, now) for task in of.held if task.place == place] for place in _HELD}
     return {
-        "waiting": [trace.waiting(row, now) for row in of.waiting],
+        "waiting": [trace.waiting(row, of.seen, now) for row in of.waiting],
         "unacked": [trace.unacked(row, now, of.seen.visibility_timeout_s) for row in of.unacked],
         **held,
         "result": [trace.result(row, now) for row in of.results],
@@ -155,13 +163,6 @@ def _searched(of: Trace, place: str, number: int) -> str:
     if not number:
         return "Nothing is there."
     return f"{words.plural(number, 'message' if place != 'dead letters' else 'letter')} looked through."
-
-
-def _coverage(seen: Whereabouts) -> list[object]:
-    if any(row.silent for row in seen.coverage):
-        return [tables.coverage(seen.coverage)]
-    looks = "two looks" if seen.earlier else "one look"
-    return [Line((f"Every place answered: {', '.join(row.place for row in seen.coverage)}", looks))]
 
 
 def _name(told: Story) -> Cell:

@@ -30,7 +30,7 @@ def retry_loops(view: View, loop_after: int) -> Iterator[Finding]:
             evidence={
                 "retries": message.retries,
                 "queue": message.queue,
-                "eta_in_s": None if wait_s is None else round(wait_s, 1),
+                "eta_in_s": None if wait_s is None else round(max(0.0, wait_s), 1),
             },
             hint="Give the task max_retries and a backoff; until then it comes back for ever.",
         )

@@ -118,25 +118,30 @@ class TestFind:
     @pytest.mark.parametrize(
         ("which", "places", "said"),
         [
-            ("active", ["active", "result"], "active on busy@shop"),
-            ("reserved", ["unacked", "reserved"], "reserved on busy@shop"),
-            ("scheduled", ["unacked", "scheduled"], "due in "),
-            ("retrying", ["unacked", "scheduled", "result"], "RETRY"),
-            ("waiting", ["waiting"], "waiting in lonely behind 1"),
-            ("orphan", ["unacked"], "to a node that no longer has it"),
-            ("result", ["result"], "SUCCESS"),
+            ("active", ["active", "result"], "active on busy@shop for "),
+            ("reserved", ["unacked", "reserved"], "reserved on busy@shop, which has not begun it"),
+            ("scheduled", ["unacked", "scheduled"], "scheduled on busy@shop, due in "),
+            ("retrying", ["unacked", "scheduled", "result"], "retried once; the next attempt is due in "),
+            ("waiting", ["waiting"], "waiting in lonely, behind 1 (priority 0)"),
+            ("orphan", ["unacked"], "to a node that is gone; nothing will run it before "),
+            ("result", ["result"], "finished: its result says SUCCESS."),
         ],
     )
     def test_each_place(self, busy: Busy, which: str, places: list[str], said: str) -> None:
-        """A task is found wherever it is, and a sentence says so."""
+        """A task is found wherever it is, and a sentence says how it stands."""
         task_id = busy.ids[which]
+        status, found = answer("task", "status", task_id), answer("find", task_id)
 
-        assert answer("find", task_id)["places"] == {task_id: places}
-        assert answer("task", "status", task_id)["places"] == places
-        assert answer("task", "info", task_id)["places"] == {task_id: places}
-        assert lines("find", task_id) == [task_id]
-        for words in (["find", task_id], ["task", "status", task_id], ["task", "info", task_id]):
-            assert said in table(*words), words
+        assert said in status["sentence"]
+        assert said in call("task", "status", task_id).out
+        assert status["places"] == places
+        assert found["places"] == answer("task", "info", task_id)["places"] == {task_id: places}
+        assert [row["task_id"] for row in found["tasks"]] == [task_id]
+        assert lines("find", task_id) == lines("task", "status", task_id) == [task_id]
+        for words in (["find", task_id], ["task", "info", task_id]):
+            shown = table(*words)
+            assert all(task_id in shown and place in shown for place in places), words
+            assert "there" in shown
 
     def test_several_at_once(self, busy: Busy) -> None:
         """Every id is answered; one that is nowhere makes it exit 1, with every place named as searched."""

@@ -1,0 +1,203 @@
+"""A task's rate limit → the nodes that keep to it, as they say themselves, and what each of them had before."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from opslib import pidbox
+from opslib.collectors import unacked
+from opslib.durations import pace, spell
+from opslib.facts import HeldTask, NodeInfo
+from opslib.plan import Action, Kind, Outcome, Status
+from opslib.writer import nodes
+from opslib.writer.journal import Batch
+from opslib.writer.nodes import At
+from opslib.writer.primitive import Primitive
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+
+_ANSWER_S = 2.0
+_WITHIN_S = 6.0
+_PAUSE_S = 0.2
+#: Between the two looks that tell a task held back from one that is just being delivered.
+_LOOK_AGAIN_S = 0.5
+_MOST_UNACKED = 50_000
+#: What is held back for longer than this under the old limit is a trap; for less, it is only worth a word.
+_SOON_S = 60.0
+_NONE = frozenset({"", "0", "none"})
+
+
+def limit(primitive: Primitive, action: Action) -> Outcome:
+    """
+    Have each node that can run a task keep to a rate; the journal knows what each had before it is told.
+
+    What a node has received under an old limit goes on at that one, whatever it is told: the requests lie in the old
+    limit's bucket, in no answer of the node's, and take up its prefetch. Where that would take long, nothing is
+    ordered.
+    """
+    broker, task = primitive.broker, action.subject
+    rate = "" if action.destination in _NONE else action.destination
+    there, held, silent = nodes.look(broker)
+    had = {
+        name: found
+        for name, node in there.items()
+        if (not action.node or name in action.node.split(",")) and (found := _limit_of(node, task)) is not None
+    }
+    deaf = _deaf(broker, list(had))
+    concerned = sorted(name for name, old in had.items() if not _same(old, rate) and name not in deaf)
+    left = [*(f"{name} (worker_disable_rate_limits)" for name in sorted(deaf)), *filter(None, [nodes.unseen(silent)])]
+    if not concerned:
+        return Outcome(action=action, status=Status.SKIPPED, reason=_nobody(task, rate, had, left))
+    trap, note = _held_back(broker, task, {name: had[name] for name in concerned}, held)
+    if trap:
+        return Outcome(action=action, status=Status.SKIPPED, reason=trap)
+    items = [{"a": action.id, "s": task, "node": name, "had": had[name], "rate": rate} for name in concerned]
+    number = nodes.write_down(primitive, Kind.LIMIT, items)
+    refused, late = _ordered(broker, task, rate, concerned)
+    nodes.strike_out(
+        primitive, Kind.LIMIT, [(item, (number, n)) for n, item in enumerate(items) if item["node"] in refused]
+    )
+    return _outcome(action, concerned, refused, [*late, *left], f"{_words(rate)} on {{}}.{note}")
+
+
+def put_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) -> Outcome:
+    """Give each node the limit back that it had, unless somebody gave it another one meanwhile, or it was restarted."""
+    broker, task = primitive.broker, action.subject
+    orders = [(copy.key, int(copy.delivery_tag)) for copy in action.copies]
+    items = {at: batches[at[0]].items[at[1]] for at in orders}
+    there, held, _ = nodes.look(broker)
+    now = {name: found for name, node in there.items() if (found := _limit_of(node, task)) is not None}
+    back: dict[At, Mapping[str, Any]] = {}
+    for at, item in items.items():
+        if item["node"] in now and _same(now[item["node"]], item["rate"]):
+            back[at] = item
+    as_before = [(item, at) for at, item in items.items() if item["node"] in now and at not in back]
+    nodes.strike_out(primitive, Kind.LIMIT, as_before)
+    absent = [str(item["node"]) for item in items.values() if item["node"] not in now]
+    gone = f" {', '.join(absent)} did not answer." if absent else ""
+    if not back:
+        reason = "It has another limit by now: its node was restarted, or somebody changed it again." * bool(as_before)
+        return Outcome(action=action, status=Status.SKIPPED, reason=f"{reason}{gone}".strip())
+    trap, note = _held_back(broker, task, {str(item["node"]): str(item["rate"]) for item in back.values()}, held)
+    if trap:
+        return Outcome(action=action, status=Status.SKIPPED, reason=trap)
+    by_rate: defaultdict[str, list[str]] = defaultdict(list)
+    for item in back.values():
+        by_rate[str(item["had"])].append(str(item["node"]))
+    refused: dict[str, str] = {}
+    late: list[str] = []
+    for rate, names in by_rate.items():
+        words, mute = _ordered(broker, task, rate, names)
+        refused |= words
+        late += mute
+    done = [(item, at) for at, item in back.items() if item["node"] not in refused and item["node"] not in late]
+    nodes.strike_out(primitive, Kind.LIMIT, done)
+    told = sorted(str(item["node"]) for item in back.values())
+    return _outcome(action, told, refused, late, f"The limit that it had is back on {{}}.{note}{gone}")
+
+
+def _limit_of(node: NodeInfo, task: str) -> str | None:
+    """Return the limit that a node has for a task, empty for none; None if it cannot run it."""
+    return next((each.rate_limit for each in node.tasks if each.name == task), None)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two rates are the same pace."""
+    try:
+        return abs(pace(one) - pace(other)) < 1e-9
+    except ValueError:
+        return one == other
+
+
+def _words(rate: str) -> str:
+    return f"{rate} at most" if rate else "No limit any more"
+
+
+def _nobody(task: str, rate: str, had: Mapping[str, str], left: Sequence[str]) -> str:
+    """Say why nobody has to be told."""
+    unknown = f" Not known of, or without effect on, {', '.join(left)}." if left else ""
+    if not had:
+        return f"No node that answers can run {task}.{unknown}"
+    return f"{_words(rate)}: so it is already on {', '.join(sorted(had))}.{unknown}"
+
+
+def _deaf(broker: Broker, names: Sequence[str]) -> set[str]:
+    """Return the nodes that agree to any limit and keep to none."""
+    if not names:
+        return set()
+    call = pidbox.Call(method="conf", destination=tuple(names))
+    answers = pidbox.ask(broker, [call], timeout_s=_ANSWER_S).replies["conf"]
+    return {name for name, raw in answers.items() if nodes.decoded(raw).get("worker_disable_rate_limits") is True}
+
+
+def _held_back(broker: Broker, task: str, had: Mapping[str, str], held: Sequence[HeldTask]) -> tuple[str, str]:
+    """
+    Return why a change of limits would be a trap, and otherwise what is to be said of tasks received under the old one.
+
+    Those are unacknowledged and in no answer; and those that a node keeps until their time comes. Without an old limit
+    there is no bucket.
+    """
+    paces = [(pace(old), old) for old in had.values() if old]
+    if not paces:
+        return "", ""
+    slowest, old = min(paces)
+    first, whole = _in_no_answer(broker, task, held)
+    if not whole:
+        return f"Not all of what is unacknowledged could be read: what {old} holds back is not known.", ""
+    if first:
+        time.sleep(_LOOK_AGAIN_S)
+        _, again, _ = nodes.look(broker)
+        first &= _in_no_answer(broker, task, again)[0]
+    scheduled = {each.task_id for each in held if each.place == "scheduled" and each.task == task and each.node in had}
+    count = len(first) + len(scheduled)
+    if not count:
+        return "", ""
+    lasts = f"{count:,} task{'s' * (count != 1)} received under {old} go on at that pace, for up to {spell(count / slowest)}"
+    if count / slowest <= _SOON_S:
+        return "", f" {lasts}."
+    return (
+        f"{lasts}, whatever is ordered now: a node keeps them apart, in no answer, and they take up what it may hold. "
+        "Pause their queue, restart their nodes warmly (SIGTERM), which gives the messages back, then set the limit."
+    ), ""
+
+
+def _in_no_answer(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[set[str], bool]:
+    """Return the delivery tags of a task's messages that no node reports, and whether all of them could be read."""
+    rows, _, coverage = unacked.read(broker, {}, max_messages=_MOST_UNACKED)
+    reported = {each.task_id for each in held}
+    tags = {row.delivery_tag for row in rows if row.task == task and row.task_id not in reported}
+    return tags, not coverage.silent
+
+
+def _ordered(broker: Broker, task: str, rate: str, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Tell nodes and wait until they say that it is so; return those that refuse, and those of which it is not known."""
+    arguments = {"task_name": task, "rate_limit": rate or None}
+    refused, _ = nodes.tell(broker, "rate_limit", arguments, names)
+    deadline = time.monotonic() + _WITHIN_S
+    while True:
+        there, _, _ = nodes.look(broker)
+        late = [
+            name
+            for name in names
+            if name not in refused
+            and (name not in there or not _same(_limit_of(there[name], task) or "", rate))
+        ]
+        if not late or time.monotonic() > deadline:
+            return refused, late
+        time.sleep(_PAUSE_S)
+
+
+def _outcome(
+    action: Action, told: Sequence[str], refused: Mapping[str, str], unknown: Sequence[str], done: str
+) -> Outcome:
+    """Account for nodes that were told."""
+    so = ", ".join(name for name in told if name not in refused and name not in unknown)
+    said = done.format(so) if so else ""
+    no = " ".join(f"{name} says: {words}." for name, words in refused.items())
+    left = f"Not known of, or without effect on, {', '.join(unknown)}." if unknown else ""
+    status = Status.FAILED if refused else Status.UNVERIFIED if unknown else Status.APPLIED
+    return Outcome(action=action, status=status, reason=" ".join(filter(None, (said, no, left))))
