@@ -61,8 +61,8 @@ def run(
     with session.environment(context), session.sigterm_interrupts():
         try:
             records.draft([])
-            beside = look is None and runbook not in catalog.names()
-            record = _carried_out(plan, broker, look or _judging(runbook), dry_run=dry_run, beside=beside)
+            scope = "change" if look is None and runbook not in catalog.names() else ""
+            record = _carried_out(plan, broker, look or _judging(runbook), dry_run=dry_run, scope=scope)
             record.findings = list(found) or record.findings
             with suppress(OSError):  # what was done is told all the same
                 records.write(record, context.record)
@@ -74,7 +74,7 @@ def run(
         return session.archived(session.concluded(context, problem, record), Path(context.record).parent)
 
 
-def _carried_out(plan: Plan, broker: Broker, look: Look, *, dry_run: bool, beside: bool) -> RunRecord:
+def _carried_out(plan: Plan, broker: Broker, look: Look, *, dry_run: bool, scope: str) -> RunRecord:
     from opslib.writer import apply
 
     outcomes = apply(plan, broker, dry_run=dry_run)
@@ -88,7 +88,7 @@ def _carried_out(plan: Plan, broker: Broker, look: Look, *, dry_run: bool, besid
         after=after,
         remaining=remaining,
         dry_run=dry_run,
-        beside=beside,
+        scope=scope,
         written=False,
     )
 

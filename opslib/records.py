@@ -18,6 +18,7 @@ import msgspec
 
 from opslib import redact
 from opslib.errors import Exit
+from opslib.facts import Whereabouts
 from opslib.findings import Finding, Severity, Verdict, counted, verdict, worst_first
 from opslib.plan import Status
 
@@ -60,6 +61,9 @@ class RunRecord(msgspec.Struct, kw_only=True):
     Attributes:
         verdict: Over the findings that remain; over all findings where nothing was applied.
 
+        scope: What was judged: the whole "deployment"; certain "tasks" alone; or, for a "change" that somebody asked
+            for by name, what else is wrong beside it, which its exit code does not count.
+
         error: Type, message and hint of what stopped the run; None for a run that ended.
     """
 
@@ -81,6 +85,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     outcomes: list[dict[str, object]] = []
     remaining: list[dict[str, object]] = []
     report: str = ""
+    scope: str = "deployment"
     error: dict[str, str] | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -134,7 +139,7 @@ def record(
     after: Snapshot | None = None,
     remaining: Sequence[Finding] | None = None,
     dry_run: bool = True,
-    beside: bool = False,
+    scope: str = "",
     written: bool = True,
 ) -> RunRecord:
     """
@@ -147,12 +152,12 @@ def record(
 
         after: The look after the changes; None where there was no second one, and what was found remains.
 
-        beside: Whether the findings are what else is wrong, beside a change that somebody asked for by name: then the
-            exit code says how the change went, and nothing else.
+        scope: As RunRecord has it; where it is not said, what the view is of.
 
         written: False leaves the writing to the caller: where no disk takes a record, it can still be told.
     """
     ctx = context()
+    scope = scope or ("tasks" if isinstance(before, Whereabouts) else "deployment")
     unproven = _unproven(outcomes)
     remaining = [*(findings if remaining is None else remaining), *unproven]
     judged = verdict(remaining)
@@ -170,13 +175,14 @@ def record(
         parameters=ctx.parameters,
         dry_run=dry_run,
         verdict=str(judged),
-        exit_code=int(exit_code(verdict(unproven) if beside else judged, needs_person=failed or waiting)),
+        exit_code=int(exit_code(verdict(unproven) if scope == "change" else judged, needs_person=failed or waiting)),
         coverage=[asdict(row) for row in (after or before).coverage],
         findings=rows(findings),
         plan=plan.shown() if plan is not None else {},
         outcomes=_told(outcomes),
         remaining=rows(remaining),
         report=ctx.report,
+        scope=scope,
     )
     if written:
         write(result, ctx.record)
@@ -251,6 +257,7 @@ def unfinished(ctx: RunContext, *, error: dict[str, str], findings: list[dict[st
 
 
 def rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
+    """Return findings as a record has them, the worst first."""
     return [asdict(finding) for finding in worst_first(findings)]
 
 
@@ -274,16 +281,16 @@ def headline(run: RunRecord) -> str:
         return run.error["message"]
     actions = run.plan.get("actions")
     planned = len(actions) if isinstance(actions, list) else 0
-    left = counted(str(row["code"]) for row in run.remaining)
+    left = counted(str(row["code"]) for row in run.remaining) if run.scope != "change" else ""
     if not run.dry_run and planned:
         applied = sum(1 for outcome in run.outcomes if outcome["status"] == Status.APPLIED)
-        return (
-            f"{applied:,} of {planned:,} planned changes made. {f'Left: {left}' if left else 'Nothing is left to do'}."
-        )
+        made = f"{applied:,} of {planned:,} planned change{'s' * (planned != 1)} made."
+        return made if run.scope == "change" else f"{made} {f'Left: {left}' if left else 'Nothing is left to do'}."
+    would = f"{planned:,} change{'s' * (planned != 1)} would be made; nothing was changed." if planned else ""
     if not left:
-        return "Nothing is stuck, and everything answered."
-    would = f" {planned:,} change{'s' * (planned != 1)} would be made; nothing was changed." if planned else ""
-    return f"{left}.{would}"
+        quiet = {"deployment": "Nothing is stuck, and everything answered.", "tasks": "Nothing is wrong with them."}
+        return would or quiet.get(run.scope, "Nothing was to be changed.")
+    return f"{left}. {would}".rstrip()
 
 
 def write(run: RunRecord, path: str | Path) -> None:

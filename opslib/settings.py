@@ -38,6 +38,10 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
         scheduled_per_node: Tasks that a node may hold for their time to come.
 
+        storm_after: Tasks of one name that may be retried at once; so many are a storm.
+
+        storm_per_minute: Retries of one name in a minute; so many are a storm as well.
+
         visibility_timeout: Only for a deployment whose nodes cannot be asked; empty means ask them.
     """
 
@@ -45,6 +49,8 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     loop_after: Annotated[int, msgspec.Meta(ge=1)] = 10
     queue_depth: Annotated[int, msgspec.Meta(ge=1)] = 10
     scheduled_per_node: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    storm_after: Annotated[int, msgspec.Meta(ge=1)] = 20
+    storm_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 60
     visibility_timeout: str = ""
 
 

@@ -320,7 +320,7 @@ def test_no_command_that_stalls_or_destroys() -> None:
         ("jupyter_client", {"kernel.py"}),
         ("nbconvert", {"render/export.py"}),
         ("pandas", {"render/frames.py"}),
-        ("matplotlib", {"render/charts.py"}),
+        ("matplotlib", {"render/pen.py"}),
         ("typer", {"cli/"}),
         ("celery", {"demo/app.py"}),
         ("kombu", set()),

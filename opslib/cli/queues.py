@@ -80,6 +80,8 @@ def peek(
     broker = output.open_broker(target, env_file)
     with refusals.explained(broker.target.shown_broker):
         listings = _listings(name, broker)
+        if not listings:
+            _refuse_unknown(name, broker)
         rows = collected.served_next(broker, listings, _selection(glob), limit=limit)
     depth = sum(each.length for each in listings)
     output.emit(
@@ -88,7 +90,7 @@ def peek(
         table=lambda: tables.waiting(rows),
         ids=lambda row: str(row.task_id),
     )
-    output.say(f"{len(rows):,} of {depth:,} that wait in {name}." if rows or depth else f"Nothing waits in {name}.")
+    output.say(f"{len(rows):,} of {depth:,} that wait in {name}." if depth else f"Nothing waits in {name}.")
 
 
 @queue.command()
@@ -307,7 +309,7 @@ def _carry_out(
     from opslib import plan
 
     if not actions:
-        output.say(f"Nothing of the kind waits in {where}. Nothing was changed.")
+        output.say(f"Nothing that is meant waits in {where}. Nothing was changed.")
         raise typer.Exit
     now = broker.server_time()
     made = plan.make(broker.target.name, broker.fingerprint, actions, max_actions=len(actions), made_at=now)
@@ -321,7 +323,32 @@ def _meant(name: str, broker: Broker, only: Selection | None) -> dict[str, int]:
 
     with refusals.explained(broker.target.shown_broker):
         listings = _listings(name, broker)
+        if not listings:
+            _refuse_unknown(name, broker)
         return collected.meant(broker, listings, only) if only else {each.key: each.length for each in listings}
+
+
+def _refuse_unknown(name: str, broker: Broker) -> None:
+    """
+    Refuse a name that nobody declares; a queue that is only empty has a route, or a node that consumes it.
+
+    Raises:
+        NotFound: If it is unknown, with the nearest name.
+    """
+    import difflib
+
+    from opslib.collectors import depths
+
+    rows, coverage = depths(broker)
+    known = [row.name for row in rows]
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    silent = ", and not everything answered" if any(row.silent for row in coverage) else ""
+    hint = f"Did you mean {near[0]}?" if near else "`ops queues` lists those that are known."
+    raise NotFound(
+        f"No queue {name} is known here{silent}; an empty one that nobody consumes leaves no trace.", hint=hint
+    )
 
 
 def _listings(name: str, broker: Broker) -> list[Listing]:

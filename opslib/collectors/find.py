@@ -23,7 +23,7 @@ from opslib.collectors import (
     workers,
 )
 from opslib.durations import seconds
-from opslib.facts import Coverage, HeldTask, UnackedMessage, WaitingMessage, Whereabouts
+from opslib.facts import FINAL_STATES, Coverage, HeldTask, UnackedMessage, WaitingMessage, Whereabouts
 from opslib.selection import Selection
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def find(
 
 def _unsure(seen: Whereabouts) -> bool:
     """Whether a second look could say more: a task that is nowhere, in passing, or waits beside an idle node."""
-    passing = looks.unsettled(seen)
+    under_way = tuple(row for row in seen.results if row.state not in FINAL_STATES)
+    passing = looks.unsettled(replace(seen, results=under_way))
     return (
         isinstance(passing, frozenset)
         or not all(seen.places.values())

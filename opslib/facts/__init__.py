@@ -10,6 +10,7 @@ from opslib.facts.messages import (
     WaitingMessage,
 )
 from opslib.facts.rates import Rate
+from opslib.facts.retries import RetryingTask, TaskRetries
 from opslib.facts.snapshot import Reading, Snapshot
 from opslib.facts.system import (
     FINAL_STATES,
@@ -40,11 +41,13 @@ __all__ = [
     "QueueInfo",
     "Rate",
     "Reading",
+    "RetryingTask",
     "ServerInfo",
     "Snapshot",
     "StoredResult",
     "TaskEvents",
     "TaskInfo",
+    "TaskRetries",
     "UnackedMessage",
     "UnreadableMessage",
     "WaitingMessage",

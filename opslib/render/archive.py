@@ -229,7 +229,7 @@ def _last(archived: list[tuple[Path, RunRecord]]) -> str:
     if not archived:
         return ""
     record = archived[0][1]
-    return f"The latest, {words.shown(record.runbook)}, ended {words.verdict_of(record)}."
+    return f"The latest, {words.shown(record.runbook)}, ended {words.badge(record)[1]}."
 
 
 def _day(root: Path, path: Path, archived: list[tuple[Path, RunRecord]]) -> dict[str, object]:
@@ -250,9 +250,10 @@ def _is_date(path: Path) -> bool:
 
 
 def _run(root: Path, run: Path, record: RunRecord) -> dict[str, str]:
-    word = words.verdict_of(record)
+    word, badge = words.badge(record)
     return {
         "word": word,
+        "badge": badge,
         "sign": SIGNS[word],
         "time": words.clock(record.started_at)[11:16],
         "runbook": words.shown(record.runbook, 80),

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opslib import redact
+from opslib.render.pen import INK, LEFT, LETTER, QUIET, RIGHT, RULE, WIDTH, Chart, Pen
 from opslib.render.words import age, clock, plural, shown
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from opslib.facts import HeldTask, Snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """
-    A picture and the sentence that says what is seen in it.
-    """
-
-    svg: str
-    alt: str
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"image/svg+xml": self.svg, "text/plain": self.alt}
-
-    def _repr_svg_(self) -> str:
-        return self.svg
-
-    def __str__(self) -> str:
-        return self.alt
 
 
 def ages(snapshot: Snapshot, *, stuck_after_s: float) -> Chart:
@@ -56,11 +33,6 @@ def ages(snapshot: Snapshot, *, stuck_after_s: float) -> Chart:
     return Chart(
         _draw(lanes, known, _waiting(snapshot), clock(snapshot.taken_at)), _alt(lanes, snapshot, stuck_after_s)
     )
-
-
-def from_figure(figure: Figure, alt: str = "A picture without a description.") -> Chart:
-    """Return a matplotlib figure as a chart."""
-    return Chart(_svg(figure), alt)
 
 
 # --- what is drawn ---
@@ -220,30 +192,12 @@ def _oldest(lane: Lane) -> str:
     return f" (the oldest for {age(lane.points[0].age_s)})" if lane.points else " (of unknown age)"
 
 
-# --- how it is drawn: everything in points, from the top left ---
+# --- how it is drawn ---
 
-WIDTH, LEFT, RIGHT = 680.0, 128.0, 668.0
 HEAD, LANE, ROW, FOOT = 54.0, 38.0, 15.0, 40.0
-#: What a letter of DejaVu takes at 9 points, on average.
-LETTER = 5.3
 DOT, PITCH, TALLEST = 3.0, 6.4, 6
-INK, QUIET, RULE, ALARM = "#1b1f24", "#57606a", "#d5d9de", "#a40e26"
 TICKS = (1, 10, 60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400, 365 * 86400, 3650 * 86400)
 TICK_NAMES = ("1 s", "10 s", "1 min", "10 min", "1 h", "6 h", "1 d", "7 d", "30 d", "1 y", "10 y")
-#: Figures come out of matplotlib in DejaVu; the reader's own typeface is narrower, so nothing outgrows its place.
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
-#: A white rim keeps a text legible where a line passes behind it.
-_RULES = "*{stroke-linejoin"
-_HALO = "text{paint-order:stroke;stroke:#fff;stroke-width:3px;font-variant-numeric:tabular-nums}"
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "opslib",
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "text.parse_math": False,
-    "text.usetex": False,
-    "path.simplify": False,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,90 +373,3 @@ def _strip(lane: Lane, scale: Scale) -> Strip:
     for point in lane.crowd:
         columns[min(last, int((scale(point.age_s) - LEFT) / PITCH))][point.alarming] += 1
     return Strip({column: (calm, alarm) for column, (calm, alarm) in columns.items()})
-
-
-class Pen:
-    """
-    Draws on one matplotlib figure in points from its top left, without axes: ticks of its own making cost nothing.
-    """
-
-    def __init__(self, height: float) -> None:
-        # Imported here, and without pyplot: only a run that draws pays for it.
-        from matplotlib.figure import Figure
-        from matplotlib.transforms import IdentityTransform
-
-        self._height = height
-        self._figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
-        self._points = IdentityTransform()
-
-    def line(self, xs: Sequence[float], ys: Sequence[float], colour: str, width: float, dashes: Any = "-") -> None:  # noqa: ANN401 - matplotlib's own union
-        """Draw a line."""
-        from matplotlib.lines import Line2D
-
-        flipped = [self._height - y for y in ys]
-        self._figure.add_artist(
-            Line2D(xs, flipped, color=colour, linewidth=width, linestyle=dashes, transform=self._points)
-        )
-
-    def dots(self, xs: Sequence[float], ys: Sequence[float], colour: str, radius: float, edge: str) -> None:
-        """Draw dots."""
-        from matplotlib.lines import Line2D
-
-        if xs:
-            line = Line2D(xs, [self._height - y for y in ys], linestyle="none", marker="o", markersize=radius * 2)
-            line.set(markerfacecolor=colour, markeredgecolor=edge, markeredgewidth=1.1, transform=self._points)
-            self._figure.add_artist(line)
-
-    def bar(self, x: float, y: float, width: float, height: float, colour: str, edge: str) -> None:
-        """Draw a filled rectangle."""
-        from matplotlib.patches import Rectangle
-
-        corner = (x, self._height - y - height)
-        self._figure.add_artist(
-            Rectangle(corner, width, height, facecolor=colour, edgecolor=edge, linewidth=0.8, transform=self._points)
-        )
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        *,
-        colour: str = INK,
-        size: float = 9,
-        ha: str = "left",
-        weight: str = "normal",
-    ) -> None:
-        """Write a text on its base line."""
-        self._figure.text(
-            x,
-            self._height - y,
-            _printable(text),
-            color=colour,
-            size=size,
-            ha=ha,
-            weight=weight,
-            transform=self._points,
-            parse_math=False,
-        )
-
-    def svg(self) -> str:
-        """Return the picture."""
-        return _svg(self._figure)
-
-
-def _printable(text: str) -> str:
-    """Return text without the two characters that XML forbids and the filter lets through."""
-    return redact.plain(text).replace("\ufffe", "?").replace("\uffff", "?")
-
-
-def _svg(figure: Figure) -> str:
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    out = io.StringIO()
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # A glyph that DejaVu lacks is drawn by the reader's own typeface; the warning would only alarm.
-        warnings.simplefilter("ignore")
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return out.getvalue().replace("'DejaVu Sans'", _FONT).replace(_RULES, _HALO + _RULES, 1)

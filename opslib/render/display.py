@@ -28,7 +28,7 @@ from opslib.render import judged, tables, whereabouts
 from opslib.render.grid import Line
 
 if TYPE_CHECKING:
-    from opslib.render.charts import Chart
+    from opslib.render.pen import Chart
 
 
 def show(*things: object, compare: tuple[Sequence[Finding], Sequence[Finding]] | None = None) -> None:
@@ -89,7 +89,7 @@ def _picture(thing: object) -> Chart | None:
     figure = getattr(sys.modules.get("matplotlib.figure"), "Figure", None)
     if figure is None or not isinstance(thing, figure):
         return None
-    from opslib.render.charts import from_figure
+    from opslib.render.pen import from_figure
 
     return from_figure(thing)
 

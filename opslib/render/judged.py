@@ -153,18 +153,18 @@ class Card:
     record: RunRecord
 
     def _repr_html_(self) -> str:
-        word = words.verdict_of(self.record)
-        head = f'<span class="ops-{word}"><span aria-hidden="true">{words.SIGNS[word]}</span> {word.upper()}</span>'
+        word, said = words.badge(self.record)
+        head = f'<span class="ops-{word}"><span aria-hidden="true">{words.SIGNS[word]}</span> {said.upper()}</span>'
         lines = "".join(f"<br><small>{escape(words.shown(line))}</small>" for line in self._lines())
-        said = escape(words.shown(words.headline(self.record)))
-        return f'<p class="ops-card"><strong>{head}</strong> {said}{lines}</p>'
+        sentence = escape(words.shown(words.headline(self.record)))
+        return f'<p class="ops-card"><strong>{head}</strong> {sentence}{lines}</p>'
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ANN401 - IPython's printer has no type
         printer.text(str(self))
 
     def __str__(self) -> str:
-        word = words.verdict_of(self.record)
-        head = f"{words.SIGNS[word]} {word.upper()}  {words.shown(words.headline(self.record))}"
+        word, said = words.badge(self.record)
+        head = f"{words.SIGNS[word]} {said.upper()}  {words.shown(words.headline(self.record))}"
         return "\n".join([head, *(words.shown(line) for line in self._lines())])
 
     def _lines(self) -> list[str]:
@@ -178,7 +178,9 @@ class Card:
 
 
 def way(row: Row) -> str:
-    """Return where an action takes something from, and where it puts it."""
+    """Return where an action takes something from, and where it puts it; for a pool, what it adds or takes away."""
+    if sign := {"grow": "+", "shrink": "-"}.get(str(row.get("kind"))):
+        return f"{words.shown(row.get('source') or '?')} {sign} {words.shown(row.get('destination') or '?')}"
     return f"{words.shown(row.get('source') or '?')} → {words.shown(row.get('destination') or '?')}"
 
 

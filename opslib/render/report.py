@@ -85,10 +85,12 @@ def render_report(
     states = cells if cells is not None else cell_states(node) if node else []
     marked = {cell.id: cell.state for cell in states if cell.state is not State.DONE}
     title, body = _prepared(node, run) if node else (run.runbook or "Runbook", None)
-    parts, word, params = sections.sections(run), words.verdict_of(run), sections.parameters(run, declared)
+    parts, params = sections.sections(run), sections.parameters(run, declared)
+    word, badge = words.badge(run)
     return page(
         "report.html.j2",
         word=word,
+        badge=badge,
         sign=SIGNS[word],
         title=words.shown(title),
         where=words.shown(run.target) if run.target else "",

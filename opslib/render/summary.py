@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from opslib import catalog
 from opslib.findings import counted
 from opslib.plan import LIFE_S, Kind, Status
 from opslib.render import judged, words
@@ -33,14 +32,14 @@ def of_run(run: RunRecord, report: str, *, by_make: bool = False) -> tuple[objec
     """
     shown: list[object] = []
     left = run.remaining or (run.findings if run.error else [])
-    beside = run.runbook not in catalog.names() and not run.error
+    beside = run.scope == "change" and not run.error
     if left and not beside:
         shown.append(_findings(left))
     if run.outcomes and not run.dry_run:
         shown += _outcomes(run)
     silent = [row for row in run.coverage if row.get("silent")]
     shown += [Line((f"Not seen: {row.get('place')}: {row.get('note')}",)) for row in silent]
-    shown.append(Done(run) if beside else Verdict(run))
+    shown.append(Verdict(run))
     if beside and left:
         codes = counted(str(row["code"]) for row in left)
         shown.append(Line((f"Beside that, on {run.target}: {codes}. `ops run stuck-tasks` says more.",)))
@@ -52,23 +51,10 @@ class Verdict(Line):
     """The verdict's line; a terminal shows it in the verdict's colour."""
 
     def __init__(self, run: RunRecord) -> None:
-        self.word = words.verdict_of(run)
+        self.word, said = words.badge(run)
         super().__init__(
-            (f"{words.SIGNS.get(self.word, '')} {self.word.upper()}", f"{run.runbook} on {run.target}", run.headline)
+            (f"{words.SIGNS.get(self.word, '')} {said.upper()}", f"{run.runbook} on {run.target}", words.headline(run))
         )
-
-
-class Done(Verdict):
-    """How a change went that somebody asked for by name; what else is wrong is none of its business."""
-
-    def __init__(self, run: RunRecord) -> None:
-        done = words.done(run)
-        self.word = "unknown" if done[Status.UNVERIFIED] else "attention" if run.exit_code else "healthy"
-        actions = len(words.actions_of(run))
-        changed = f"{done[Status.APPLIED]:,} of {words.plural(actions, 'change')} made"
-        planned = f"{words.plural(actions, 'change')} would be made; nothing was changed"
-        said = planned if run.dry_run else changed
-        Line.__init__(self, (f"{words.SIGNS.get(self.word, '')} {run.runbook}", f"on {run.target}", f"{said}."))
 
 
 def _findings(rows: list[dict[str, object]]) -> Table:

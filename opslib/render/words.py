@@ -192,6 +192,25 @@ def verdict_of(record: RunRecord) -> str:
     return record.verdict if record.verdict in set(Verdict) else str(Verdict.FAILED)
 
 
+def badge(record: RunRecord) -> tuple[str, str]:
+    """
+    Return the word that a run's colour and sign follow, and what its badge says.
+
+    Healthy is only ever said of a whole deployment. Certain tasks are in order; a change is planned, done, or not all
+    done, whatever else is wrong.
+    """
+    word = verdict_of(record)
+    if record.error or record.scope == "deployment":
+        return word, word
+    if record.scope == "change":
+        if record.exit_code == Exit.CANNOT_SEE:
+            return "unknown", "unknown"
+        if record.exit_code == Exit.DONE:
+            return "healthy", "done"
+        return "attention", "planned" if record.dry_run else "not all done"
+    return word, "in order" if word == Verdict.HEALTHY else word
+
+
 def actions_of(record: RunRecord) -> list[Row]:
     """Return the rows of the record's plan."""
     actions = record.plan.get("actions")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from opslib.durations import pace
 from opslib.errors import BadParameter, NotFound, OpsError
-from opslib.facts import Quarantined, QueueInfo, WaitingMessage, Whereabouts
+from opslib.facts import NodeInfo, Quarantined, QueueInfo, WaitingMessage, Whereabouts
 from opslib.plan import Action, Copy, Kind
 from opslib.selection import Selection
 from opslib.symptoms.stops import copy_of
@@ -25,14 +26,14 @@ def purge(queue: str, lengths: Mapping[str, int], only: Selection | None = None)
 
         only: Which messages are meant; None for all.
     """
-    how = f"{only.words()} " if only else ""
+    how, at_once = (f"{only.words()} ", "") if only else ("", " at once")
     return _of_lists(
         Kind.PURGE,
         queue,
         "quarantine",
         lengths,
         only,
-        f"{{count}} {how}leave circulation and are kept; what nodes hold already stays there.",
+        f"{{count}} {how}leave circulation{at_once} and are kept; what nodes hold already stays there.",
     )
 
 
@@ -168,4 +169,70 @@ def drop(lists: Iterable[Quarantined]) -> list[Action]:
             effect=f"{row.count:,} messages of {row.queue} go to the vault of this run, and leave the server for good.",
         )
         for row in lists
+    ]
+
+
+def resized(node: NodeInfo, by: int) -> Action:
+    """
+    Add processes to a node's pool, or take some away.
+
+    Args:
+        by: How many; below zero to take away.
+    """
+    now = node.concurrency
+    took = "" if by > 0 else " Only idle ones go: a task that runs is not ended."
+    return Action(
+        kind=Kind.GROW if by > 0 else Kind.SHRINK,
+        subject=node.name,
+        source=str(now),
+        destination=str(abs(by)),
+        node=node.name,
+        effect=f"{node.name} runs {max(0, now + by)} tasks at once instead of {now}, and its prefetch changes with it."
+        f"{took} It has its own number again once it is restarted.",
+    )
+
+
+def limited(task: str, rate: str, nodes: Iterable[NodeInfo]) -> list[Action]:
+    """
+    Have nodes keep to a rate for a task; nothing where no node is named.
+
+    Args:
+        rate: "10/m"; "0", "none" or nothing for no limit.
+
+        nodes: Those that can run it, each of which counts for itself.
+
+    Raises:
+        ValueError: If the rate is none.
+    """
+    wanted = rate if rate != "none" and pace(rate) else ""
+    had = {node.name: each.rate_limit for node in nodes for each in node.tasks if each.name == task}
+    if not had:
+        return []
+    names, count = ", ".join(sorted(had)), len(had)
+    each = f" each, {count} nodes together {count} times that" * (count > 1)
+    does = f"{names} begin{'s' * (count == 1)} at most {wanted} of them{each}." if wanted else f"No limit on {names}."
+    old = ", ".join(sorted(filter(None, set(had.values()))))
+    trap = f" What they have received under {old} goes on at that pace." if old else ""
+    effect = f"{does}{trap} A node that is restarted has its own limit again."
+    return [
+        Action(
+            kind=Kind.LIMIT,
+            subject=task,
+            source=old or "none",
+            destination=wanted or "none",
+            node=",".join(sorted(had)),
+            effect=effect,
+        )
+    ]
+
+
+def revoked(ids: Iterable[str]) -> list[Action]:
+    """Have every node drop tasks that it has not begun; only those that listen now hear it."""
+    effect = (
+        "Nodes that listen now drop it when its turn comes; its message stays, and its result may say REVOKED at once. "
+        "What runs goes on. Nodes forget it when they are restarted."
+    )
+    return [
+        Action(kind=Kind.REVOKE, subject=task_id, source="nodes", destination="revoked", effect=effect)
+        for task_id in dict.fromkeys(ids)
     ]

@@ -131,7 +131,7 @@ def _resize(snapshot: Snapshot, wish: Wish) -> list[Action]:
                 f"by: {node.name} has {size} process{'es' * (size != 1)}, and at least one has to stay.",
                 hint="To have it take nothing at all, pause its queues.",
             )
-    return [asked.resized(node.name, wish.by if grows else -wish.by) for node in able]
+    return [asked.resized(node, wish.by if grows else -wish.by) for node in able]
 
 
 def _limit(snapshot: Snapshot, wish: Wish) -> list[Action]:
@@ -146,7 +146,7 @@ def _limit(snapshot: Snapshot, wish: Wish) -> list[Action]:
             f"rate: {wish.rate!r} is no rate limit.", hint="Write 10/s, 10/m or 10/h; 0 takes the limit away."
         )
     nodes = [_node(snapshot, wish.node)] if wish.node else having
-    return asked.limited(wish.task, wish.rate, [node.name for node in nodes])
+    return asked.limited(wish.task, wish.rate, nodes)
 
 
 #: What can be asked for, by the word for it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -23,8 +23,11 @@ from opslib.writer import (
     full,
     lists,
     lock,
+    nodes,
     points,
+    pools,
     putback,
+    rates,
     repair,
     resume,
     selected,
@@ -257,7 +260,9 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
     handler = Handler(mover)
     groups: tuple[tuple[set[Kind], Callable[[list[Action]], list[Outcome]]], ...] = (
         ({Kind.PAUSE}, lambda some: [consumers.order(primitive, action) for action in some]),
+        ({Kind.REVOKE}, lambda some: nodes.revoke(primitive, some)),
         ({Kind.STOP}, lambda some: stop(primitive, some, handler.everything, held.renew)),
+        ({Kind.LIMIT}, lambda some: [rates.limit(primitive, action) for action in some]),
         ({Kind.RESTORE}, handler.single),
         ({Kind.QUARANTINE, Kind.MOVE, Kind.REORDER}, handler.single),
         ({Kind.REPAIR}, lambda some: repair.repair(primitive, some)),
@@ -266,21 +271,31 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
         ({Kind.DELETE}, lambda some: stored.delete(primitive, some, vault.free(folder))),
         ({Kind.EXPIRE}, lambda some: stored.expire(primitive, some)),
         ({Kind.DROP}, lambda some: drop.drop(primitive, some, vault.free(folder))),
+        ({Kind.GROW, Kind.SHRINK}, lambda some: [pools.resize(primitive, action) for action in some]),
         ({Kind.RESUME}, lambda some: [consumers.order(primitive, action) for action in some]),
         ({Kind.UNDO}, lambda some: putback.carry_out(primitive, mover, some)),
     )
     outcomes: list[Outcome] = []
-    for kinds, do in groups:
-        group = [action for action in actions if action.kind in kinds]
+    for group, do in _parted(actions, groups):
         if primitive.over:
             outcomes += [Outcome(action=a, status=Status.FAILED, reason=primitive.over) for a in group]
             continue
         try:
-            outcomes += do(group) if group else []
+            outcomes += do(group)
         except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
             known = refusals.of(error, primitive.broker.target.shown_broker)
             outcomes += _broken_off(primitive, group, f"{known.message}{_aside(primitive)}")
     return outcomes
+
+
+def _parted(
+    actions: Sequence[Action], groups: Sequence[tuple[set[Kind], Callable[[list[Action]], list[Outcome]]]]
+) -> Iterator[tuple[list[Action], Callable[[list[Action]], list[Outcome]]]]:
+    """Yield what is carried out together, with what does so; an order to nodes by itself, for no journal proves one."""
+    for kinds, do in groups:
+        group = [action for action in actions if action.kind in kinds]
+        parts = [[action] for action in group] if kinds <= resume.ORDERS - {Kind.REVOKE} else [group] * bool(group)
+        yield from ((part, do) for part in parts)
 
 
 def _purge(mover: Mover, action: Action) -> Outcome:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _ANSWER_S = 2.0
 #: Of what a node says when it refuses.
 _QUOTED = 200
+_FOR_GOOD = "`ops task stop` takes its message away."
 #: Batch and item of the journal.
 At = tuple[str, int]
 
@@ -75,7 +76,7 @@ def revoke(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
     broker = primitive.broker
     ids = [action.subject for action in actions]
     if not pidbox.ask(broker, [pidbox.Call(method="ping")], timeout_s=_ANSWER_S).receivers:
-        reason = "No node listens, so that nobody would know of it. `ops task stop` takes its messages away instead."
+        reason = f"No node listens, so that none would know of it. {_FOR_GOOD}"
         return [Outcome(action=action, status=Status.SKIPPED, reason=reason) for action in actions]
     note_revoked(primitive, actions)
     call = pidbox.Call(method="revoke", arguments={"task_id": ids, "terminate": False})
@@ -103,18 +104,13 @@ def _revoked(action: Action, told: Sequence[str], remembering: Mapping[str, Any]
     left = [*(name for name in told if name not in on), *filter(None, [unseen(silent)])]
     if left:
         done = f"Revoked on {', '.join(on)}. " if on else ""
-        reason = f"{done}Not known of {', '.join(left)}: it may still run there. `ops task stop` takes its message away."
+        reason = f"{done}Not known of {', '.join(left)}: it may still run there. {_FOR_GOOD}"
         return Outcome(action=action, status=Status.UNVERIFIED, reason=reason)
     reason = (
         f"Revoked on {', '.join(on)}. It lives in their memory alone: a node that is restarted, or started without "
-        "hearing of it, runs the task all the same. `ops task stop` takes its message away."
+        f"hearing of it, runs the task all the same. {_FOR_GOOD}"
     )
     return Outcome(action=action, status=Status.APPLIED, reason=reason)
-
-
-def told_of(items: Sequence[Mapping[str, Any]]) -> str:
-    """Return the nodes of some orders, each once."""
-    return ", ".join(dict.fromkeys(str(item["node"]) for item in items))
 
 
 def decoded(raw: bytes) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from opslib import pidbox
 from opslib.collectors import queues
 from opslib.envelope import digest
 from opslib.keys import raw_name
-from opslib.plan import Action, Outcome, Status
-from opslib.writer import consumers, lists, repair, stored
+from opslib.plan import Action, Kind, Outcome, Status
+from opslib.writer import consumers, lists, pools, rates, repair, stored
 from opslib.writer import journal as journals
 from opslib.writer.journal import Batch, Journal
 from opslib.writer.moves import MOVED, MOVED_NEXT, UNDONE, Move, Mover, Place, old_bytes
@@ -42,6 +42,8 @@ def carry_out(primitive: Primitive, mover: Mover, actions: Sequence[Action]) -> 
             outcomes += _moves_back(primitive, mover, list(some), batches, remembered)
         elif op == "keys":
             outcomes += _keys_back(primitive, list(some), batches)
+        elif op == "node":
+            outcomes += [_order_back(primitive, action, batches) for action in some]
         else:
             outcomes += [
                 _kept_back(action, why)
@@ -214,6 +216,13 @@ def _keys_back(primitive: Primitive, actions: Sequence[Action], batches: Mapping
         else Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT.get(letter, _NOT_THERE))
         for action, letter in zip(actions, stored.put_back(primitive, items), strict=True)
     ]
+
+
+def _order_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) -> Outcome:
+    """Have nodes do the opposite of what they were told."""
+    if batches[action.copies[0].key].receipt["role"] == Kind.LIMIT:
+        return rates.put_back(primitive, action, batches)
+    return pools.put_back(primitive, action, batches)
 
 
 def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) -> Outcome:

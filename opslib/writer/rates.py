@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from opslib import pidbox
@@ -52,7 +53,7 @@ def limit(primitive: Primitive, action: Action) -> Outcome:
     left = [*(f"{name} (worker_disable_rate_limits)" for name in sorted(deaf)), *filter(None, [nodes.unseen(silent)])]
     if not concerned:
         return Outcome(action=action, status=Status.SKIPPED, reason=_nobody(task, rate, had, left))
-    trap, note = _held_back(broker, task, {name: had[name] for name in concerned}, held)
+    trap, note = _held_back(broker, task, {name: had[name] for name in concerned}, held, silent)
     if trap:
         return Outcome(action=action, status=Status.SKIPPED, reason=trap)
     items = [{"a": action.id, "s": task, "node": name, "had": had[name], "rate": rate} for name in concerned]
@@ -61,20 +62,17 @@ def limit(primitive: Primitive, action: Action) -> Outcome:
     nodes.strike_out(
         primitive, Kind.LIMIT, [(item, (number, n)) for n, item in enumerate(items) if item["node"] in refused]
     )
-    return _outcome(action, concerned, refused, [*late, *left], f"{_words(rate)} on {{}}.{note}")
+    return _outcome(action, concerned, refused, [*late, *left], _words(rate), note)
 
 
 def put_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) -> Outcome:
     """Give each node the limit back that it had, unless somebody gave it another one meanwhile, or it was restarted."""
     broker, task = primitive.broker, action.subject
     orders = [(copy.key, int(copy.delivery_tag)) for copy in action.copies]
-    items = {at: batches[at[0]].items[at[1]] for at in orders}
-    there, held, _ = nodes.look(broker)
+    items: dict[At, Mapping[str, Any]] = {at: batches[at[0]].items[at[1]] for at in orders}
+    there, held, silent = nodes.look(broker)
     now = {name: found for name, node in there.items() if (found := _limit_of(node, task)) is not None}
-    back: dict[At, Mapping[str, Any]] = {}
-    for at, item in items.items():
-        if item["node"] in now and _same(now[item["node"]], item["rate"]):
-            back[at] = item
+    back = {at: item for at, item in items.items() if item["node"] in now and _same(now[item["node"]], item["rate"])}
     as_before = [(item, at) for at, item in items.items() if item["node"] in now and at not in back]
     nodes.strike_out(primitive, Kind.LIMIT, as_before)
     absent = [str(item["node"]) for item in items.values() if item["node"] not in now]
@@ -82,7 +80,8 @@ def put_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch])
     if not back:
         reason = "It has another limit by now: its node was restarted, or somebody changed it again." * bool(as_before)
         return Outcome(action=action, status=Status.SKIPPED, reason=f"{reason}{gone}".strip())
-    trap, note = _held_back(broker, task, {str(item["node"]): str(item["rate"]) for item in back.values()}, held)
+    rates = {str(item["node"]): str(item["rate"]) for item in back.values()}
+    trap, note = _held_back(broker, task, rates, held, silent)
     if trap:
         return Outcome(action=action, status=Status.SKIPPED, reason=trap)
     by_rate: defaultdict[str, list[str]] = defaultdict(list)
@@ -97,7 +96,7 @@ def put_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch])
     done = [(item, at) for at, item in back.items() if item["node"] not in refused and item["node"] not in late]
     nodes.strike_out(primitive, Kind.LIMIT, done)
     told = sorted(str(item["node"]) for item in back.values())
-    return _outcome(action, told, refused, late, f"The limit that it had is back on {{}}.{note}{gone}")
+    return _outcome(action, told, refused, late, "The limit that it had is back", f"{note}{gone}")
 
 
 def _limit_of(node: NodeInfo, task: str) -> str | None:
@@ -134,14 +133,16 @@ def _deaf(broker: Broker, names: Sequence[str]) -> set[str]:
     return {name for name, raw in answers.items() if nodes.decoded(raw).get("worker_disable_rate_limits") is True}
 
 
-def _held_back(broker: Broker, task: str, had: Mapping[str, str], held: Sequence[HeldTask]) -> tuple[str, str]:
+def _held_back(
+    broker: Broker, task: str, had: Mapping[str, str], held: Sequence[HeldTask], silent: int
+) -> tuple[str, str]:
     """
     Return why a change of limits would be a trap, and otherwise what is to be said of tasks received under the old one.
 
     Those are unacknowledged and in no answer; and those that a node keeps until their time comes. Without an old limit
     there is no bucket.
     """
-    paces = [(pace(old), old) for old in had.values() if old]
+    paces = [(_per_s(old), old) for old in had.values() if old]
     if not paces:
         return "", ""
     slowest, old = min(paces)
@@ -156,13 +157,28 @@ def _held_back(broker: Broker, task: str, had: Mapping[str, str], held: Sequence
     count = len(first) + len(scheduled)
     if not count:
         return "", ""
-    lasts = f"{count:,} task{'s' * (count != 1)} received under {old} go on at that pace, for up to {spell(count / slowest)}"
-    if count / slowest <= _SOON_S:
-        return "", f" {lasts}."
+    takes_s = count / slowest if slowest else inf
+    some = f"{count:,} task{'s' * (count != 1)} received under {old} go{'es' * (count == 1)} on at that pace"
+    if takes_s <= _SOON_S:
+        return "", f" {some}, for up to {spell(takes_s)}."
     return (
-        f"{lasts}, whatever is ordered now: a node keeps them apart, in no answer, and they take up what it may hold. "
-        "Pause their queue, restart their nodes warmly (SIGTERM), which gives the messages back, then set the limit."
+        f"{some} for up to {spell(takes_s)}, whatever is ordered now: the node keeps what it holds back apart, in no "
+        "answer, and takes less from its queues until then. Pause the queue and restart its nodes warmly (SIGTERM), "
+        f"which gives the messages back; then set the limit.{_or_silent(silent)}"
     ), ""
+
+
+def _or_silent(silent: int) -> str:
+    """Say that what looks held back may be elsewhere."""
+    return f" Some of them may be with {nodes.unseen(silent)}." if silent else ""
+
+
+def _per_s(rate: str) -> float:
+    """Return a rate's pace; 0 for one that cannot be read, which is then waited for for ever."""
+    try:
+        return pace(rate)
+    except ValueError:
+        return 0.0
 
 
 def _in_no_answer(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[set[str], bool]:
@@ -174,7 +190,7 @@ def _in_no_answer(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[
 
 
 def _ordered(broker: Broker, task: str, rate: str, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Tell nodes and wait until they say that it is so; return those that refuse, and those of which it is not known."""
+    """Tell nodes and wait until they say that it is so; return those that refuse, and those that may not."""
     arguments = {"task_name": task, "rate_limit": rate or None}
     refused, _ = nodes.tell(broker, "rate_limit", arguments, names)
     deadline = time.monotonic() + _WITHIN_S
@@ -183,8 +199,7 @@ def _ordered(broker: Broker, task: str, rate: str, names: Sequence[str]) -> tupl
         late = [
             name
             for name in names
-            if name not in refused
-            and (name not in there or not _same(_limit_of(there[name], task) or "", rate))
+            if name not in refused and (name not in there or not _same(_limit_of(there[name], task) or "", rate))
         ]
         if not late or time.monotonic() > deadline:
             return refused, late
@@ -192,11 +207,11 @@ def _ordered(broker: Broker, task: str, rate: str, names: Sequence[str]) -> tupl
 
 
 def _outcome(
-    action: Action, told: Sequence[str], refused: Mapping[str, str], unknown: Sequence[str], done: str
+    action: Action, told: Sequence[str], refused: Mapping[str, str], unknown: Sequence[str], done: str, note: str
 ) -> Outcome:
-    """Account for nodes that were told."""
+    """Account for nodes that were told: what is so on those that obeyed, and what is to be said of it."""
     so = ", ".join(name for name in told if name not in refused and name not in unknown)
-    said = done.format(so) if so else ""
+    said = f"{done} on {so}.{note}" if so else ""
     no = " ".join(f"{name} says: {words}." for name, words in refused.items())
     left = f"Not known of, or without effect on, {', '.join(unknown)}." if unknown else ""
     status = Status.FAILED if refused else Status.UNVERIFIED if unknown else Status.APPLIED

@@ -18,6 +18,8 @@ from opslib.writer.journal import Journal
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
+#: Orders to nodes, which say themselves whether they obeyed: the journal knows of one before it is given.
+ORDERS = frozenset({Kind.PAUSE, Kind.RESUME, Kind.REVOKE, Kind.GROW, Kind.SHRINK, Kind.LIMIT})
 #: By action, the names of copies.
 _Made = defaultdict[int, Counter[tuple[str, str]]]
 
@@ -97,8 +99,10 @@ def _left(action: Action, journal: Journal, made: _Made) -> Action | None:
     """Return what is left of an action, with those copies alone that are not dealt with; None if nothing is."""
     if action.kind is Kind.UNDO:
         rest = [c for c in action.copies if not _put_back(c.place, c.key, int(c.delivery_tag or 0), journal)]
-    elif action.kind is Kind.STOP or not action.copies:
+    elif action.kind is Kind.STOP or action.kind in ORDERS:
         return action
+    elif not action.copies:
+        return None if made[action.id] else action
     else:
         names = Counter(made[action.id])
         rest = []

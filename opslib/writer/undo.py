@@ -105,6 +105,8 @@ def _group(batch: Batch, n: int) -> tuple[str, str, object]:
         return op, role, batch.receipt.get("pass", "")
     if op == "move":
         return op, role, (item["a"], item["s"], item["from"][0], item["to"][0])
+    if op == "node":
+        return op, role, (item["a"], item["s"])
     return op, role, (batch.number, n)
 
 
@@ -163,8 +165,22 @@ def _way(op: str, item: Mapping[str, Any], count: int, role: str) -> tuple[str, 
         )
     if op == "index":
         return "unacked", "unacked", "Hash and index disagree again as they did."
+    if op == "node":
+        return _way_of_order(item, count, role)
     back = "consumes it again" if role == Kind.PAUSE else "no longer consumes it"
     return item["node"], item["s"], f"{item['node']} {back}."
+
+
+def _way_of_order(item: Mapping[str, Any], count: int, role: str) -> tuple[str, str, str]:
+    """Return the same of an order to nodes."""
+    if role == Kind.LIMIT:
+        who = "1 node gets" if count == 1 else f"{count} nodes get"
+        effect = f"{who} back the limit that each had for {item['s']}."
+        return item["rate"] or "no limit", item["had"] or "no limit", effect
+    verb = "gives up" if role == Kind.GROW else "gets back"
+    processes = f"{count} process{'es' * (count != 1)}"
+    effect = f"{item['node']} {verb} {processes}, unless it was restarted or resized meanwhile."
+    return item["node"], item["node"], effect
 
 
 def _shown(key: str) -> str:

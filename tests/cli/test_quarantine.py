@@ -13,7 +13,7 @@ from opslib.render import archive
 from opslib.writer import vault
 from tests.command_line import call, on_terminal, ops
 from tests.shop import contents
-from tests.support.seed import seed_waiting
+from tests.support.seed import KEYS, bind, seed_waiting
 from tests.support.workers import Deployment
 
 QUEUE = "strays"
@@ -93,7 +93,7 @@ class TestPurge:
         assert "That is not it" in done.out
         assert contents(shop.redis) == before
 
-    @pytest.mark.parametrize("name", ["unacked", "opslib:lock", "", "_kombu.binding.celery"])
+    @pytest.mark.parametrize("name", ["unacked", "opslib:lock", "_kombu.binding.celery"])
     def test_a_name_that_is_no_queue_is_refused(self, name):
         """Celery's own keys and ours are none."""
         done = call("queue", "purge", name, "--apply", "--yes")
@@ -101,12 +101,28 @@ class TestPurge:
         assert done.code == Exit.USAGE
         assert "is no queue" in done.err
 
-    def test_an_empty_queue_needs_nothing(self, place):
+    def test_a_queue_or_all_of_them_has_to_be_named(self):
+        """A script's variable that is not set must not mean every queue."""
+        assert call("queue", "purge", "", "--apply", "--yes").code == Exit.USAGE
+        assert call("queue", "purge", QUEUE, "--all", "--apply", "--yes").code == Exit.USAGE
+
+    def test_an_empty_queue_needs_nothing(self, shop, place):
         """It is said, and there is no run."""
-        done = call("queue", "purge", "nosuch", "--apply", "--yes")
+        bind(shop.redis, "idle", "idle")
+
+        done = call("queue", "purge", "idle", "--apply", "--yes")
+        shop.redis.delete(KEYS.bindings("idle"))
 
         assert done.code == Exit.DONE
-        assert "Nothing waits in nosuch" in done.err
+        assert "waits in idle. Nothing was changed" in done.err
+        assert not (place / "reports").exists()
+
+    def test_a_queue_that_nobody_knows_is_told_with_the_nearest(self, place):
+        """For a typo is likelier than a queue that is empty, undeclared and consumed by nobody."""
+        done = call("queue", "purge", f"{QUEUE}s", "--apply", "--yes")
+
+        assert done.code == Exit.USAGE
+        assert f"Did you mean {QUEUE}?" in done.err
         assert not (place / "reports").exists()
 
 
