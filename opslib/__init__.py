@@ -16,13 +16,28 @@ if TYPE_CHECKING:
     from opslib.collectors.find import find
     from opslib.records import record
     from opslib.render.charts import ages
+    from opslib.render.depths import depths, forecast
     from opslib.render.display import show
     from opslib.render.frames import frame
+    from opslib.render.retries import retries
     from opslib.render.whereabouts import answers
     from opslib.writer import apply
 
 __version__ = "0.1.0"
-__all__ = ["ages", "answers", "apply", "collect", "connect", "find", "frame", "record", "show"]
+__all__ = [
+    "ages",
+    "answers",
+    "apply",
+    "collect",
+    "connect",
+    "depths",
+    "find",
+    "forecast",
+    "frame",
+    "record",
+    "retries",
+    "show",
+]
 
 _HOMES = {
     "ages": "opslib.render.charts",
@@ -30,9 +45,12 @@ _HOMES = {
     "apply": "opslib.writer",
     "collect": "opslib.collectors",
     "connect": "opslib.broker",
+    "depths": "opslib.render.depths",
     "find": "opslib.collectors.find",
+    "forecast": "opslib.render.depths",
     "frame": "opslib.render.frames",
     "record": "opslib.records",
+    "retries": "opslib.render.retries",
     "show": "opslib.render.display",
 }
 

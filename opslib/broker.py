@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
+
+import msgspec
 
 from opslib import records, redact, refusals, settings, urls
 from opslib.errors import BrokerUnreachable, NotABroker, Refused, SettingsError
@@ -46,6 +48,8 @@ class Broker:
 
         results: Client of the result backend; None if it is not Redis.
 
+        apps: Clients of the databases of the application's own keys, by the name that the target has for the key.
+
         environment: What the broker's stamp says of itself (`ops config stamp`); empty if it has none that can be read.
 
         clock_offset_s: How far the server's clock is ahead of this machine's; negative if it is behind.
@@ -56,6 +60,7 @@ class Broker:
     keys: Keyspace
     results: Redis | None
     information: Mapping[str, Any] = field(repr=False)
+    apps: Mapping[str, Redis] = field(default_factory=dict, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     clock_offset_s: float = 0.0
 
@@ -80,6 +85,31 @@ class Broker:
         """Identity of server, database and prefix: a plan made on one fingerprint applies only there."""
         info = self.information
         return f"{info.get('run_id', '')}/{info.get('master_replid', '')}/{self.keys.database}/{self.keys.prefix}"
+
+    def elsewhere(self, client: Redis, url: str) -> Broker:
+        """
+        Return another database of this deployment as one that can be changed, or this one, if it is that.
+
+        No prefix stands there before the names of our own keys: `global_keyprefix` is the broker's alone.
+
+        Raises:
+            OpsError: If it does not answer, or does not say which server it is.
+        """
+        if client is self.reads:
+            return self
+        with refusals.explained(redact.url(url)):
+            information = cast("Mapping[str, Any]", client.info())
+        database = int(client.connection_pool.connection_kwargs.get("db") or 0)
+        same_server = information.get("run_id") and information.get("run_id") == self.information.get("run_id")
+        if same_server and database == self.keys.database:
+            return self
+        return replace(
+            self,
+            target=msgspec.structs.replace(self.target, broker_url=url),
+            reads=client,
+            keys=Keyspace(database=database, result_prefix=self.keys.result_prefix),
+            information=information,
+        )
 
     @property
     def environment_problem(self) -> str:
@@ -145,11 +175,13 @@ def connect(target: str | Target = "") -> Broker:
     database = int(reads.connection_pool.connection_kwargs.get("db") or 0)
     keys = Keyspace(database=database, prefix=chosen.global_keyprefix, result_prefix=chosen.result_keyprefix)
     info, stamp, offset_s = _hello(chosen, keys)
+    results = _results(chosen, reads)
     return Broker(
         target=chosen,
         reads=reads,
         keys=keys,
-        results=_results(chosen, reads),
+        results=results,
+        apps=_apps(chosen, reads, results),
         information=info,
         environment=stamp,
         clock_offset_s=offset_s,
@@ -197,7 +229,6 @@ def _clock_offset(client: Redis) -> float:
 
 def _stamp(client: Redis, keys: Keyspace) -> Mapping[str, str]:
     """Return the broker's stamp; empty if there is none, or none that this user can read."""
-    import msgspec
     from redis.exceptions import ResponseError
 
     try:
@@ -232,6 +263,17 @@ def _results(target: Target, broker: Redis) -> Redis | None:
     if not urls.is_redis(target.result_backend):
         return None
     return _client(target.result_backend, target, retries=1, timeout_s=READ_TIMEOUT_S)
+
+
+def _apps(target: Target, broker: Redis, results: Redis | None) -> Mapping[str, Redis]:
+    """Return a client for each of the application's keys; one and the same, where they are in one database."""
+    known = {"": broker, target.broker_url: broker}
+    if results is not None:
+        known.setdefault(target.result_backend, results)
+    for app_key in target.app_keys.values():
+        if app_key.url not in known:
+            known[app_key.url] = _client(app_key.url, target, retries=1, timeout_s=READ_TIMEOUT_S)
+    return {name: known[app_key.url] for name, app_key in target.app_keys.items()}
 
 
 def _client(url: str, target: Target, *, retries: int, timeout_s: float, name: str = "") -> Redis:

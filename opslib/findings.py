@@ -54,6 +54,7 @@ CODES = {
     "task-in-circulation": "A task that was asked for can still be run.",
     "task-not-found": "A task that was asked for was found nowhere.",
     "resent-task": "A task sends itself again under new ids, so that stopping it by its id cannot hold it.",
+    "task-remnant": "A key is left of a task that is not in circulation any more.",
     "cannot-see": "A part of the system could not be looked into.",
 }
 
@@ -82,6 +83,7 @@ NOUNS = {
     "task-in-circulation": ("task still in circulation", "tasks still in circulation"),
     "task-not-found": ("task found nowhere", "tasks found nowhere"),
     "resent-task": ("task that sends itself again", "tasks that send themselves again"),
+    "task-remnant": ("key left of a task", "keys left of tasks"),
     "cannot-see": ("place not seen", "places not seen"),
 }
 

@@ -15,6 +15,9 @@ PRIORITY_STEPS = (0, 3, 6, 9)
 OWN = "opslib:"
 #: What the name of a dead-letter list ends with.
 DEAD = ".dead"
+#: What the names of Celery's, kombu's, its scheduler's and this tool's keys begin with, but for the unacked ones.
+_HEADS = ("_kombu.", "celery-task-meta-", "celery-taskset-meta-", OWN, "redbeat")
+_TAILS = (".reply.celery.pidbox", ".celery.pidbox")
 
 
 def raw_name(name: str) -> bytes:
@@ -151,13 +154,15 @@ class Keyspace:
     def is_queue_like(self, key: str) -> bool:
         """Whether a key of unknown type could be a queue: none of kombu's, the results' or our own."""
         bare = key[len(self.prefix) :]
-        reserved = (self.unacked_name, self.unacked_index_name, self.unacked_mutex_name)
-        return (
-            key.startswith(self.prefix)
-            and bare not in reserved
-            and not bare.startswith(("_kombu.", "celery-task-meta-", "celery-taskset-meta-", OWN, "redbeat"))
-            and not bare.endswith((".reply.celery.pidbox", DEAD, ".celery.pidbox"))
-        )
+        return key.startswith(self.prefix) and not self._is_taken(bare) and not bare.endswith(DEAD)
+
+    def is_reserved(self, key: str) -> bool:
+        """Whether a name is one of Celery's, kombu's or our own keys, so that no application's key can be called so."""
+        return any(self._is_taken(key.removeprefix(prefix)) for prefix in ("", self.prefix, self.result_prefix))
+
+    def _is_taken(self, bare: str) -> bool:
+        unacked = (self.unacked_name, self.unacked_index_name, self.unacked_mutex_name)
+        return bare in unacked or bare.startswith(_HEADS) or bare.endswith(_TAILS)
 
     # What this tool writes, all in the broker's database and under the deployment's prefix.
 

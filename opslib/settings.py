@@ -16,6 +16,7 @@ import msgspec
 from opslib import redact, urls
 from opslib.durations import seconds
 from opslib.errors import SettingsError
+from opslib.keys import Keyspace
 
 FILE = "ops.toml"
 DEMO = "demo"
@@ -23,6 +24,14 @@ BY_ENVIRONMENT = "default"
 
 BROKER_NAMES = ("OPS_BROKER_URL", "BROKER_URL", "CELERY_BROKER_URL", "REDIS_URL")
 RESULT_NAMES = ("OPS_RESULT_BACKEND", "CELERY_RESULT_BACKEND", "RESULT_BACKEND")
+#: Variables by which applications name the databases of keys of their own, with what those are and what they are called.
+APP_KEY_NAMES = {"REDIS_PROGRESS_URL": ("progress", "progress:{task_id}"), "REDIS_LOGS_URL": ("logs", "logs:{task_id}")}
+
+#: What stands for a task's id in the name of a key.
+TASK_ID = "{task_id}"
+_APP_KEY_NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
+#: Not a name that an application's key can have here: it is what Celery's own key of a task is called.
+RESULT = "result"
 
 
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +63,29 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     visibility_timeout: str = ""
 
 
+class AppKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    A key that the application itself keeps for each task.
+
+    Attributes:
+        url: Its Redis database, with credentials; empty: the broker's own. Never printed, see `shown`.
+
+        pattern: What it is called, with `{task_id}` once; neither a glob nor after the deployment's prefix.
+    """
+
+    pattern: str = ""
+    url: str = ""
+
+    def key(self, task_id: str) -> str:
+        """Return the key of one task: its id is part of a name, whatever characters it has."""
+        return self.pattern.replace(TASK_ID, task_id)
+
+    @property
+    def shown(self) -> str:
+        """The database's URL without password and query."""
+        return redact.url(self.url) if self.url else "the broker's own database"
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
     One Celery deployment.
@@ -75,6 +107,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
         queues: Queues that are looked at besides those that are found.
 
+        app_keys: What the application keeps for each task, by the name that people have for it.
+
         origins: Where each value came from, for `ops config show`.
     """
 
@@ -88,6 +122,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     master_name: str = ""
     nodes: list[str] = []
     queues: list[str] = []
+    app_keys: dict[str, AppKey] = {}
     thresholds: Thresholds = Thresholds()
     origins: dict[str, str] = {}
     warnings: list[str] = []
@@ -151,7 +186,10 @@ def described(target: Target) -> list[dict[str, str]]:
         "master_name": target.master_name or "none",
         "nodes": ", ".join(target.nodes) or "whoever answers",
         "queues": ", ".join(target.queues) or "those that are found",
+        "app_keys": ", ".join(target.app_keys) or "none",
     }
+    for name, each in target.app_keys.items():
+        shown |= {f"app_keys.{name}.url": each.shown, f"app_keys.{name}.pattern": each.pattern}
     values = {
         **shown,
         **{
@@ -252,10 +290,18 @@ def _from_environment(variables: _Environment, configured: list[str]) -> Target:
         for differing, winner in ((others, origin), (result_others, result_origin))
         if differing
     ]
+    app_keys: dict[str, Any] = {}
+    app_origins: dict[str, str] = {}
+    for variable, (name, pattern) in APP_KEY_NAMES.items():
+        url, url_origin, _ = variables.first([variable])
+        if url:
+            app_keys[name] = {"url": url, "pattern": pattern}
+            app_origins |= {f"app_keys.{name}.url": url_origin, f"app_keys.{name}.pattern": "built in"}
+            app_origins["app_keys"] = "environment"
     return _target(
         BY_ENVIRONMENT,
-        {"broker_url": broker, "result_backend": results},
-        {"broker_url": origin, "result_backend": result_origin},
+        {"broker_url": broker, "result_backend": results, "app_keys": app_keys},
+        {"broker_url": origin, "result_backend": result_origin, **app_origins},
         warnings,
     )
 
@@ -270,6 +316,15 @@ def _from_table(name: str, table: dict[str, Any], variables: _Environment, file:
         if isinstance(values.get(key), str):
             where = f"{FILE}: targets.{name}.{key}"
             values[key], origins[key] = _resolve(values[key], where, variables, file.parent)
+    values["app_keys"] = _table(values.get("app_keys", {}), f"{FILE}: targets.{name}.app_keys")
+    for key, table in values["app_keys"].items():
+        where = f"app_keys.{key}"
+        each = dict(_table(table, f"{FILE}: targets.{name}.{where}"))
+        origins |= dict.fromkeys((f"{where}.{field}" for field in each), FILE)
+        if isinstance(each.get("url"), str) and each["url"]:
+            full = f"{FILE}: targets.{name}.{where}.url"
+            each["url"], origins[f"{where}.url"] = _resolve(each["url"], full, variables, file.parent)
+        values["app_keys"] = {**values["app_keys"], key: each}
     if not values.get("broker_url"):
         raise SettingsError(
             f"{FILE}: targets.{name} has no broker_url.",
@@ -332,6 +387,10 @@ def _target(name: str, values: dict[str, Any], origins: dict[str, str], warnings
         if urls.is_redis(str(values["result_backend"])):
             values["result_backend"], said = urls.check(str(values["result_backend"]), "result_backend")
             warnings = [*warnings, *said]
+    for key, table in values.get("app_keys", {}).items():
+        if table.get("url") and isinstance(table["url"], str):
+            table["url"], said = urls.check(table["url"], f"app_keys.{key}.url")
+            warnings = [*warnings, *said]
     try:
         target = msgspec.convert({**values, "name": name, "origins": origins, "warnings": warnings}, Target)
     except msgspec.ValidationError as error:
@@ -342,7 +401,32 @@ def _target(name: str, values: dict[str, Any], origins: dict[str, str], warnings
     ):
         if text:
             seconds(text, label)
+    for key, each in target.app_keys.items():
+        _check_app_key(target, key, each)
     return target
+
+
+def _check_app_key(target: Target, name: str, app_key: AppKey) -> None:
+    """Refuse a key that is none of the application's: what a pattern means may be removed by its name alone."""
+    where, pattern = f"Target {target.name}: app_keys.{name}", app_key.pattern
+    if not _APP_KEY_NAME.fullmatch(name) or name == RESULT:
+        hint = f"Small letters, digits, _ and -, such as progress; {RESULT!r} is Celery's own."
+        raise SettingsError(f"Target {target.name}: {name!r} is no name for a key of the application.", hint=hint)
+    hint = 'For instance pattern = "progress:{task_id}".'
+    fixed = pattern.replace(TASK_ID, "")
+    if pattern.count(TASK_ID) != 1:
+        raise SettingsError(f"{where}.pattern: {pattern!r} must have {TASK_ID} in it, once.", hint=hint)
+    if not fixed.strip():
+        raise SettingsError(f"{where}.pattern: {pattern!r} could be any key.", hint=hint)
+    if "*" in pattern:
+        raise SettingsError(f"{where}.pattern: {pattern!r} is a glob; a key's name is wanted.", hint=hint)
+    if unknown := re.search(r"\{\w+\}", fixed):
+        raise SettingsError(f"{where}.pattern: {unknown[0]} in {pattern!r} stands for nothing.", hint=hint)
+    space = Keyspace(prefix=target.global_keyprefix, result_prefix=target.result_keyprefix)
+    bare = {pattern.removeprefix(prefix) for prefix in ("", space.prefix, space.result_prefix)}
+    if space.is_reserved(pattern) or any(each.startswith(("unacked", "_kombu")) for each in bare):
+        what = "Name the application's own keys; Celery's result is removed with them."
+        raise SettingsError(f"{where}.pattern: {pattern!r} is the name of Celery's keys, or of ours.", hint=what)
 
 
 def _table(value: object, where: str) -> dict[str, Any]:
@@ -362,6 +446,8 @@ def _field_hint(message: str) -> str:
     if not unknown:
         is_duration = "Expected `str`" in message and "thresholds" in message
         return 'A duration is text with a unit, such as stuck_after = "3h".' if is_duration else ""
+    if "app_keys" in message:
+        return _names_hint(unknown.group(1), AppKey.__struct_fields__)
     return _names_hint(unknown.group(1), Thresholds.__struct_fields__ if "thresholds" in message else _SETTINGS)
 
 

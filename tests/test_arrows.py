@@ -33,6 +33,7 @@ ROOMS = {
         "rewrite",
         "refusals",
         "interrupts",
+        "values",
     },
     "records": {"records", "folders"},
     "catalog": {"catalog"},

@@ -17,7 +17,9 @@ from opslib import catalog
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "runbooks").glob("*.ipynb"))
 HEADINGS = ["Meaning", "Diagnosis", "Mitigation", "Verify", "If it did not help"]
-CELLS = {"parameters", "setup", "facts", "diagnosis", "plan", "apply", "verify", "record"}
+CELLS = {"parameters", "setup", "facts", "diagnosis", "record"}
+#: Those of a runbook that can change something; one that only looks has none of them.
+CHANGES = {"plan", "apply", "verify"}
 #: What makes a reader follow a path instead of a text.
 BRANCHES = (
     ast.FunctionDef,
@@ -73,6 +75,7 @@ def test_cells_have_speaking_ids(path: Path) -> None:
     assert len(set(ids)) == len(ids)
     assert not [each for each in ids if not re.fullmatch(r"[a-z]+(-[a-z]+)*", each)]
     assert {cell.id for cell in cells(path)} >= CELLS
+    assert CHANGES & set(ids) in (set(), CHANGES)
 
 
 def test_parameters_are_typed_and_explained(path: Path) -> None:
@@ -104,7 +107,8 @@ def test_prose_leads_through(path: Path) -> None:
     assert re.findall(r"^## (.*)$", prose, re.MULTILINE) == HEADINGS
     assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
     assert runbook.symptom.endswith(".")
-    assert "nothing unless `dry_run = False`" in runbook.about
+    changes = "nothing unless `dry_run = False`" if "apply" in runbook.steps else "nothing, whatever"
+    assert f"**Changes** {changes}" in runbook.about
     kinds = [(cell.cell_type, cell.id) for cell in book.cells]
     lonely = [
         name
@@ -132,7 +136,7 @@ def test_only_apply_is_told_whether_to_look(path: Path) -> None:
     """`dry_run` goes to apply and to the record, and nothing else decides by it."""
     used = {cell.id for cell in cells(path) if "dry_run" in cell.source}
 
-    assert used == {"parameters", "apply", "record"}
+    assert used == {"parameters", "record"} | {"apply"} & set(catalog.find(path.stem).steps)
 
 
 def test_record_bears_its_name(path: Path) -> None:

@@ -20,6 +20,7 @@ from opslib.cli import (
     queues,
     reports,
     runbooks,
+    stats,
     task,
     tasks,
     unlock,
@@ -83,6 +84,7 @@ task.register()
 tasks.register(app)
 queues.register(app)
 workers.register(app)
+stats.register(app)
 unlock.register(app)
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(reports.app, name="reports")

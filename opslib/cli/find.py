@@ -59,9 +59,7 @@ def find(
     seen, findings = _look(output.open_broker(target, env_file), wanted, timeout)
     form = output.form(output_form, as_json=as_json)
     if form is options.Format.TABLE:
-        # Of several tasks the sentences are enough; `ops task info` shows every place of one.
-        places = whereabouts.show(seen) if len(seen.ids) == 1 else whereabouts.coverage(seen)
-        output.show(whereabouts.answers(seen, findings), *places)
+        output.show(whereabouts.answers(seen, findings), *whereabouts.show(seen))
     else:
         _document(seen, findings, form)
     _end(seen)
@@ -167,7 +165,8 @@ def check(
     looks: list[Whereabouts] = []
     for seen in _looks(broker, task_id, timeout, watch_s):
         looks.append(seen)
-        if retrying.judge(looks, task_id, limits).is_loop:
+        answer = retrying.judge(looks, task_id, limits)
+        if answer.is_loop and answer.evidence["rose_by"]:  # what was asked for was seen
             break
     answer = retrying.judge(looks, task_id, limits)
     form = output.form(output_form, as_json=as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opslib.cli import options, output
-from opslib.errors import BadParameter, Exit
+from opslib.errors import BadParameter, Exit, OpsError
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -32,7 +32,8 @@ def unlock(
     """
     Show which run holds the lock; with --lock-id and --reason, take it from that run.
 
-    A lock frees itself a minute after its holder has died. Exit 0: it is free. 1: a run holds it.
+    A lock frees itself a minute after its holder has died. Exit 0: it is free. 1: a run holds it. 4: a database did
+    not answer.
 
     Example: ops unlock --target prod --lock-id 3f9a0c1d --reason "the host was lost"
     """
@@ -43,8 +44,11 @@ def unlock(
     if not lock_id and (reason or yes):
         raise BadParameter("--reason and --yes need --lock-id.", hint="`ops unlock` by itself shows it.")
     broker = output.open_broker(target, env_file)
+    unseen: list[OpsError] = []
     with refusals.explained(broker.target.shown_broker):
-        held = [(site, holder) for site in sites.of(broker) if (holder := lock.look(site))]
+        held = [(site, holder) for site in sites.of(broker, unseen=unseen) if (holder := lock.look(site))]
+    for error in unseen:
+        output.say(f"Not the whole view: {error.message}")
     if lock_id:
         named = (site for site, holder in held if lock.names(lock_id, holder))
         site = next(named, held[0][0] if held else broker)
@@ -52,8 +56,8 @@ def unlock(
         output.say(f"The lock was taken from {taken}." if taken else f"{broker.target.name} was not locked any more.")
         return
     _show(held, broker.target.name, output.form(output_form, as_json=as_json))
-    if held:
-        raise typer.Exit(int(Exit.ATTENTION))
+    if held or unseen:
+        raise typer.Exit(int(Exit.ATTENTION if held else Exit.CANNOT_SEE))
 
 
 def _show(held: list[tuple[Broker, Holder]], target: str, form: options.Format) -> None:

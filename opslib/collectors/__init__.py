@@ -94,9 +94,7 @@ def depths(
     return rows, [keys_coverage, workers_coverage, waiting, *aside]
 
 
-def nodes(
-    broker: Broker, *, answer_within: str = "1.5s", max_keys: int = MAX_KEYS
-) -> tuple[list[NodeInfo], list[HeldTask], Coverage]:
+def nodes(broker: Broker, *, answer_within: str = "1.5s") -> tuple[list[NodeInfo], list[HeldTask], Coverage]:
     """
     Return every node with what it holds, those that only the broker remembers too.
 
@@ -104,7 +102,7 @@ def nodes(
         BrokerUnreachable: If the server stops answering on the way.
     """
     with refusals.explained(broker.target.shown_broker):
-        remembered = keyspace.read(broker, max_keys=max_keys)[0].remembered
+        remembered = keyspace.remembered(broker)
         rows, held, _, coverage = workers.read(
             broker, timeout_s=seconds(answer_within, "answer_within"), remembered=remembered
         )

@@ -155,10 +155,10 @@ class Meter:
         with self._broker.reads.pipeline(transaction=False) as pipe:
             for each in lists:
                 if each.marker is not None:
-                    pipe.lpos(each.name, each.marker, rank=1, maxlen=farthest)
+                    pipe.lpos(each.name, cast("str", each.marker), rank=1, maxlen=farthest)
                     pipe.llen(each.name)
                     pipe.lindex(each.name, 0)
-                    pipe.lpos(each.name, each.marker, rank=1, maxlen=farthest)
+                    pipe.lpos(each.name, cast("str", each.marker), rank=1, maxlen=farthest)
                 elif each.heavy:
                     pipe.llen(each.name)
                 else:

@@ -82,6 +82,13 @@ def read(broker: Broker, *, max_keys: int) -> tuple[Found, Coverage]:
     return found, Coverage(place="keyspace", seen=found.visited, silent=left, note=note)
 
 
+def remembered(broker: Broker) -> set[str]:
+    """Return the nodes that the broker remembers, dead or alive, without a look at any other key."""
+    found = Found()
+    _routes(broker, raw_name(broker.keys.node_bindings), broker.keys.node_bindings, found)
+    return found.remembered
+
+
 def _sort(broker: Broker, name: bytes, found: Found, undecided: list[bytes]) -> None:
     keys = broker.keys
     text = key_name(name)

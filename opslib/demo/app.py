@@ -83,3 +83,19 @@ def charge_card(self: Task[Any, Any], order: int) -> None:
 def send_reminder(order: int) -> str:
     """Healthy in itself; the demo schedules it too far ahead."""
     return f"reminder {order}"
+
+
+@app.task(name="shop.update_price", bind=True, max_retries=None)
+def update_price(self: Task[Any, Any], article: int) -> None:
+    """Fail because of its own code, and retry for ever all the same: quickly at first, then every ten minutes."""
+    try:
+        supplier: Any = None  # what the supplier answers since last night
+        supplier["price"]
+    except TypeError as error:
+        raise self.retry(exc=error, countdown=0.3 if self.request.retries < 4 else 600) from error
+
+
+@app.task(name="shop.print_invoice", ignore_result=True)
+def print_invoice(order: int) -> None:
+    """Healthy and slow: the printer takes a second for each."""
+    time.sleep(1)

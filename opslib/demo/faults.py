@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 #: True, or anything that counts as true, once what is waited for is the case.
 Condition = Callable[[], object]
 
-DOOMED, IMPORTS, CROWD = "doomed@shop", "imports@shop", "crowd@shop"
+DOOMED, IMPORTS, CROWD, CLERK = "doomed@shop", "imports@shop", "crowd@shop", "clerk@shop"
 #: Two of them run when their worker is killed, the others are prefetched.
 REPORTS, REPORTS_RUNNING = 6, 2
 RETRIES_SEEN = 12
 TWO_HOURS_S = 7200
+#: Tasks that all fail for the same reason; fewer retries than count as a loop of one task.
+STORM, STORM_RETRIES = 20, 4
+#: Invoices that wait before the demo is ready, by the priority that their sender gave them: 10 was meant to be urgent.
+INVOICES = {0: 30, 3: 12, 10: 8}
 #: What a shell script of the shop's pushes into the wrong list.
 POISON = (b"SKU-4411;stock=12;warehouse=B", b"SKU-4412;stock=0;warehouse=B")
 
@@ -47,6 +51,8 @@ class Fault:
         what: What happened, as a sentence.
 
         key: Redis key in which it shows.
+
+        runbook: The runbook that finds it.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Fault:
     task: str
     what: str
     key: str
+    runbook: str = "stuck-tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +85,10 @@ class Stage:
     until: Callable[[str, Condition], None]
     say: Callable[[str], None]
 
-    def send(self, task: str, *args: object, queue: str, countdown: float | None = None) -> str:
+    def send(self, task: str, *args: object, queue: str, countdown: float | None = None, priority: int = 0) -> str:
         """Publish a task and return its id."""
-        return str(self.app.send_task(f"shop.{task}", args, queue=queue, countdown=countdown).id)
+        sent = self.app.send_task(f"shop.{task}", args, queue=queue, countdown=countdown, priority=priority)
+        return str(sent.id)
 
 
 def make(stage: Stage) -> tuple[Fault, ...]:
@@ -92,6 +100,8 @@ def make(stage: Stage) -> tuple[Fault, ...]:
     loop = stage.send("charge_card", 4711, queue="celery")
     hanging = stage.send("sync_inventory", "acme", queue="celery")
     reminder = stage.send("send_reminder", 4712, queue="emails", countdown=TWO_HOURS_S)
+    storm = [stage.send("update_price", article, queue="celery") for article in range(STORM)]
+    backlog = _backlog(stage)
     stage.redis.lpush("imports", POISON[0])
     # The video first: it has to be running, not waiting, when its node dies.
     video = stage.send("transcode_video", 77, 1800, queue="reports")
@@ -103,7 +113,7 @@ def make(stage: Stage) -> tuple[Fault, ...]:
     faults += _hanging_task(stage, hanging)
     faults += _late_reminder(stage, reminder)
     faults += _retry_loop(stage, loop)
-    return faults
+    return (*faults, *_retry_storm(stage, storm), *backlog)
 
 
 def _killed_node(stage: Stage, video: str, reports: list[str]) -> tuple[Fault, ...]:
@@ -222,6 +232,64 @@ def _retry_loop(stage: Stage, loop: str) -> tuple[Fault, ...]:
             what="The payment gateway never answers, and the task may retry without limit.",
             key=_KEYS.unacked,
         ),
+    )
+
+
+def _retry_storm(stage: Stage, storm: list[str]) -> tuple[Fault, ...]:
+    stage.until(
+        f"{STORM} prices were retried {STORM_RETRIES} times",
+        lambda: all(retries(stage.redis, each) >= STORM_RETRIES for each in storm),
+    )
+    stage.say(f"{STORM} tasks shop.update_price fail of a defect in their code, and are retried without an end")
+    found = {
+        "retry-storm": "A supplier answers otherwise since last night, and every task that asks it retries.",
+        "hopeless-retry": "It is a TypeError: the next attempt meets the same code.",
+    }
+    return tuple(
+        Fault(
+            name="retry-storm",
+            code=code,
+            subject="shop.update_price",
+            task="shop.update_price",
+            what=what,
+            key=_KEYS.unacked,
+            runbook="retry-storm",
+        )
+        for code, what in found.items()
+    )
+
+
+def _backlog(stage: Stage) -> tuple[Fault, ...]:
+    """Have more invoices than the clerk prints, some with the priority of an old guide, and one of an old release."""
+    for priority, count in INVOICES.items():
+        for number in range(count):
+            stage.send("print_invoice", number, queue="invoices", priority=priority)
+    stage.send("print_invoices", 4711, queue="invoices", priority=9)
+    stage.say(f"invoices pile up: {CLERK} prints one a second, and two are sent")
+    found = {
+        "queue-backlog": ("invoices", "", "Twice as many invoices are sent as one printer can print."),
+        "priority-inverted": (
+            "invoices",
+            "",
+            "Some have priority 10, meant as urgent: on Redis 0 is, and 9 is last.",
+        ),
+        "unregistered-task": (
+            "shop.print_invoices",
+            "shop.print_invoices",
+            "The last release renamed the task; nobody has the old name any more.",
+        ),
+    }
+    return tuple(
+        Fault(
+            name="backlog",
+            code=code,
+            subject=subject,
+            task=task,
+            what=what,
+            key=_KEYS.queue("invoices"),
+            runbook="queue-backlog",
+        )
+        for code, (subject, task, what) in found.items()
     )
 
 

@@ -22,7 +22,7 @@ from opslib.errors import OpsError, SettingsError
 STATE = "demo.json"
 PROGRESS = "progress.log"
 SUPERVISOR = "supervisor"
-NODES = ("doomed", "imports", "crowd")
+NODES = ("doomed", "imports", "clerk", "crowd")
 #: Everything that the demo ever writes into its folder; nothing else in there is touched.
 FILES = (STATE, f"{STATE}.new", PROGRESS, "server.log", f"{SUPERVISOR}.log", *(f"{node}.log" for node in NODES))
 

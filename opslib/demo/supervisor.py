@@ -14,7 +14,7 @@ from pathlib import Path
 
 from opslib import redact
 from opslib.demo import faults, processes, server, state
-from opslib.demo.faults import CROWD, DOOMED, IMPORTS, Stage
+from opslib.demo.faults import CLERK, CROWD, DOOMED, IMPORTS, Stage
 from opslib.demo.processes import Child
 from opslib.demo.server import Server
 from opslib.demo.state import DemoFailed
@@ -70,7 +70,7 @@ class Supervisor:
         return Exit.DONE
 
     def _make(self, running: ExitStack) -> None:
-        self._say("an embedded server and three Celery workers start")
+        self._say("an embedded server and four Celery workers start")
         embedded = running.enter_context(server.start(self._demo.folder))
         self._update(url=embedded.url, processes={"server": embedded.process.pid})
         running.callback(self._end_workers)
@@ -82,7 +82,8 @@ class Supervisor:
     def _start_workers(self, url: str) -> None:
         self._start(DOOMED, url, "-c", "3", "-Q", "reports", DEMO_REPORT_S="600")
         self._start(IMPORTS, url, "-c", "1", "-Q", "imports")
-        self._start(CROWD, url, "-c", "4", "-Q", "celery,emails")
+        self._start(CROWD, url, "-c", "4", "-Q", "celery,emails", "-E")
+        self._start(CLERK, url, "-c", "1", "-Q", "invoices", "-E")
         self._update(processes={**self._demo.processes, **{node: worker.pid for node, worker in self._workers.items()}})
 
     def _start(self, node: str, url: str, *options: str, **env: str) -> None:
@@ -113,7 +114,7 @@ class Supervisor:
         self._until(
             "the first receipts are out", lambda: all(faults.state(client, order) == "SUCCESS" for order in first)
         )
-        self._say(f"around all that {CROWD} does its healthy work, about five tasks a second")
+        self._say(f"around all that {CROWD} does its healthy work, about six tasks a second")
         self._update(faults=made)
 
     def _until(self, what: str, condition: faults.Condition) -> None:

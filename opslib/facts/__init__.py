@@ -1,5 +1,6 @@
 """What was seen, as frozen rows: one reading of a deployment, and what of it stayed unseen."""
 
+from opslib.facts.app_keys import TaskKey
 from opslib.facts.messages import (
     UNKNOWN_TASK,
     Message,
@@ -47,6 +48,7 @@ __all__ = [
     "StoredResult",
     "TaskEvents",
     "TaskInfo",
+    "TaskKey",
     "TaskRetries",
     "UnackedMessage",
     "UnreadableMessage",

@@ -77,30 +77,30 @@ class Rate:
 
     @property
     def speed(self) -> str:
-        """What comes and goes, as a sentence says it; empty where nobody watched."""
+        """What comes and goes, as a sentence says it; no words where nobody watched."""
         if not self.watched_s:
             return ""
         if not self.arrived and not self.served and self.exact:
             return f"nothing came or went in {spell(self.watched_s)}"
         least = "" if self.exact else "at least "
         return (
-            f"{least}{_figure(self.arrival_per_min)} come and {least}{_figure(self.drain_per_min)} are taken a minute"
+            f"{least}{figure(self.arrival_per_min)} come and {least}{figure(self.drain_per_min)} are taken a minute"
         )
 
     @property
     def outlook(self) -> str:
-        """When it will be empty, in words; empty where nobody watched."""
+        """When it will be empty, as a sentence says it; no words where nobody watched."""
         if not self.watched_s:
             return ""
         if self.grows:
-            return f"never: it grows by {_figure(self.growth_per_min)} a minute"
+            return f"never empty: it grows by {figure(self.growth_per_min)} a minute"
         if not self.depth:
             return "empty now"
         if self.empty_in_s is not None:
-            return f"in about {spell(self.empty_in_s)}"
+            return f"empty in about {spell(self.empty_in_s)}"
         if not self.arrived and not self.served and self.exact:
-            return "never: nothing moves"
-        return f"not to be told from {spell(self.watched_s)}: it neither grows nor drains clearly"
+            return "it stands still"
+        return f"in {spell(self.watched_s)} it neither grew nor drained clearly"
 
     @property
     def _doubt(self) -> float:
@@ -110,6 +110,6 @@ class Rate:
         return messages * 60 / self.watched_s if self.watched_s > 0 else 0.0
 
 
-def _figure(rate: float) -> str:
+def figure(rate: float) -> str:
     """Return a rate with as many digits as it deserves."""
     return f"{rate:,.1f}" if 0 < rate < 10 else f"{rate:,.0f}"

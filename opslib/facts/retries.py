@@ -16,8 +16,6 @@ class RetryingTask:
 
         cap: Retries after which its own code gives up, as the nodes say; None for no end, or where no node says.
 
-        capped: Whether a node says a cap.
-
         place: "waiting", "unacked", or where a node has it: "active", "reserved", "scheduled".
 
         queue: Queue that it waits in, or came from.
@@ -33,7 +31,6 @@ class RetryingTask:
     task: str
     retries: int
     cap: int | None = None
-    capped: bool = False
     place: str
     queue: str
     node: str = ""
@@ -62,6 +59,8 @@ class TaskRetries:
 
         told_by: "events" of the nodes; or "two looks", which is the least that it can be.
 
+        endless: Whether a node says that its code never gives up.
+
         errors: Tasks by the signature of what they failed of.
 
         next_in_s: Seconds until the next of their attempts; None if none has a time.
@@ -72,7 +71,7 @@ class TaskRetries:
     rows: int
     most: int
     cap: int | None = None
-    capped: bool = False
+    endless: bool = False
     per_minute: float | None = None
     told_by: str = ""
     errors: Mapping[str, int] = field(default_factory=dict)

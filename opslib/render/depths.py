@@ -1,4 +1,4 @@
-"""A snapshot, and the rates of its queues → two pictures: what waits by queue and priority, and when it will be gone."""
+"""A snapshot, and the rates of its queues → two pictures: what waits where, and when it will be gone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 #: Queues of one picture; those that hold less are only counted.
 MOST = 12
-#: How far a forecast goes; nothing that was watched for seconds tells more.
-HORIZON_MIN = 60.0
+#: How far a forecast may go, in minutes, and into how many parts its axis falls; nothing that was watched for
+#: seconds tells more than an hour.
+HORIZONS = {1: 4, 5: 5, 15: 3, 60: 4}
 
 
 def depths(snapshot: Snapshot, *, queue_depth: int = 0) -> Chart:
@@ -35,9 +36,10 @@ def depths(snapshot: Snapshot, *, queue_depth: int = 0) -> Chart:
 
 def forecast(rates: Iterable[Rate]) -> Chart:
     """
-    Draw what is to be expected of each queue for an hour if all goes on as it was watched, each on its own scale.
+    Draw what is to be expected of each queue if all goes on as it was watched, each on its own scale.
 
-    The band around a line is what chance alone may make of it: a few seconds tell little of an hour.
+    For an hour, or until what drains is empty. The band around a line is what chance alone may make of it: a few
+    seconds tell little of an hour.
     """
     known = sorted((row for row in rates if row.depth > 0 or row.grows), key=lambda row: (-row.depth, row.queue))
     return Chart(_lanes(known), _told_of_forecast(known))
@@ -87,7 +89,7 @@ def _legend(pen: Pen, steps: Sequence[int]) -> None:
             said += ", served first" if not at else ", served last"
         pen.bar(x, 26, 9, 9, shade(step), edge="none")
         pen.text(x + 13, 34, said, colour=QUIET, size=8.5)
-        x += 13 + LETTER * len(said) + 16
+        x += 13 + 4.7 * len(said) + 14
 
 
 def _scale(pen: Pen, most: int, limit: int, bottom: float) -> None:
@@ -137,15 +139,14 @@ def _consumed(row: QueueInfo, *, silent: bool) -> tuple[str, bool]:
 
 
 def _split(split: Mapping[int, int]) -> str:
-    return "   ".join(f"{step}: {n:,}" for step, n in split.items())
+    return ", ".join(f"{step}: {n:,}" for step, n in split.items() if n)
 
 
 def _told_of_depths(rows: Sequence[QueueInfo], *, silent: bool) -> str:
     if not rows:
         return "Messages waiting, by queue and priority: none."
     told = [
-        f"{shown(row.name, 40)} {row.depth:,} ({_split(row.by_priority).replace('   ', ', ')}; "
-        f"{_consumed(row, silent=silent)[0]})"
+        f"{shown(row.name, 40)} {row.depth:,} ({_split(row.by_priority)}; {_consumed(row, silent=silent)[0]})"
         for row in rows[:MOST]
     ]
     rest = rows[MOST:]
@@ -184,30 +185,38 @@ class _Course:
         return max(*self.high, *self.middle, 1.0)
 
 
-def _course(rate: Rate) -> _Course:
+def _course(rate: Rate, horizon: float) -> _Course:
     slope, doubt = (rate.growth_per_min, rate.doubt_per_min) if rate.watched_s else (0.0, 0.0)
     slopes = (slope - doubt, slope, slope + doubt)
     bends = {rate.depth / -each for each in slopes if each < 0}
-    minutes = sorted({0.0, HORIZON_MIN, *(bend for bend in bends if bend < HORIZON_MIN)})
+    minutes = sorted({0.0, horizon, *(bend for bend in bends if bend < horizon)})
     low, middle, high = ([max(0.0, rate.depth + each * t) for t in minutes] for each in slopes)
     return _Course(minutes, low, middle, high)
+
+
+def _horizon(rows: Iterable[Rate]) -> int:
+    """Return the minutes after which what drains is empty, even if that takes half as long again; an hour at most."""
+    ends = [1.5 * row.empty_in_s / 60 for row in rows if row.drains and row.empty_in_s is not None]
+    return next((each for each in HORIZONS if ends and each >= max(ends)), max(HORIZONS))
 
 
 def _lanes(rows: Sequence[Rate]) -> str:
     drawn, rest = rows[:MOST], rows[MOST:]
     bottom = HEAD - 18 + (LANE * len(drawn) if drawn else 30.0)
     pen = Pen(bottom + (58.0 if rest else 44.0))
-    pen.text(0, 14, "What to expect within an hour", weight="bold", size=11)
+    horizon = _horizon(drawn)
+    pen.text(0, 14, _title(horizon), weight="bold", size=11)
     if not drawn:
         pen.text(LEFT + 8, HEAD - 4, "Nothing waits, and nothing grows.", colour=QUIET)
         return pen.svg()
-    for minutes in (0, 15, 30, 45, 60):
-        x = _when(minutes)
+    parts = HORIZONS[horizon]
+    for at in range(parts + 1):
+        x = LEFT + (RIGHT - LEFT) * at / parts
         pen.line([x, x], [HEAD - 18, bottom], RULE, 0.6)
-        said = "now" if not minutes else "in 1 h" if minutes == HORIZON_MIN else f"{minutes} min"
-        pen.text(x, bottom + 13, said, colour=QUIET, ha="right" if minutes == HORIZON_MIN else "center", size=8.5)
+        said = age(horizon * 60 * at / parts) if at else "now"
+        pen.text(x, bottom + 13, said, colour=QUIET, ha="right" if at == parts else "center", size=8.5)
     for at, row in enumerate(drawn):
-        _lane(pen, row, HEAD - 18 + LANE * at)
+        _lane(pen, row, HEAD - 18 + LANE * at, horizon)
     pen.text(LEFT, bottom + 29, _footnote(drawn), colour=QUIET, size=8)
     if rest:
         pen.text(0, bottom + 46, f"{plural(len(rest), 'more queue')}, less deep", colour=QUIET)
@@ -221,47 +230,50 @@ def _footnote(rows: Sequence[Rate]) -> str:
     return f"if all goes on as in the {age(longest)} that were watched; shaded: what chance may make of it"
 
 
-def _when(minutes: float) -> float:
-    return LEFT + (RIGHT - LEFT) * minutes / HORIZON_MIN
+def _title(horizon: int) -> str:
+    return f"What to expect within {age(horizon * 60)}"
 
 
-def _lane(pen: Pen, rate: Rate, top: float) -> None:
+def _lane(pen: Pen, rate: Rate, top: float, horizon: int) -> None:
     base, room = top + LANE - 6, LANE - 26
     colour, band = _GROWS if rate.grows else _DRAINS if rate.drains else _UNCLEAR
-    course = _course(rate)
+    course = _course(rate, horizon)
     # What neither grows nor drains clearly runs through the middle, so that its band has room on both sides.
     full = course.top if rate.grows or rate.drains else max(course.top, 2.0 * rate.depth)
 
     def height(counts: Sequence[float]) -> list[float]:
         return [base - room * min(1.0, count / full) for count in counts]
 
-    xs = [_when(each) for each in course.minutes]
+    xs = [LEFT + (RIGHT - LEFT) * each / horizon for each in course.minutes]
     pen.text(0, top + 20, _fitting(rate.queue), weight="bold")
     pen.text(0, top + 33, f"{rate.depth:,} now", colour=QUIET, size=8.5)
     if rate.watched_s:
         pen.area(xs, height(course.low), height(course.high), band)
     pen.line([LEFT, RIGHT], [base, base], RULE, 0.6)
-    pen.line(xs, height(course.middle), colour, 1.8, dashes="-" if rate.grows or rate.drains else (0, (4, 3)))
+    # A queue that is empty stays so in this picture, and needs no line any more.
+    shown_until = next((at for at, count in enumerate(course.middle) if not count), len(xs)) + 1
+    dashes = "-" if rate.grows or rate.drains else (0, (4, 3))
+    pen.line(xs[:shown_until], height(course.middle)[:shown_until], colour, 1.8, dashes=dashes)
     pen.dots([LEFT], height([float(rate.depth)]), colour, 3.2, edge="#ffffff")
-    if rate.drains and rate.empty_in_s is not None and rate.empty_in_s <= HORIZON_MIN * 60:
-        pen.dots([_when(rate.empty_in_s / 60)], [base], colour, 3.2, edge="#ffffff")
+    if rate.drains and rate.empty_in_s is not None and rate.empty_in_s <= horizon * 60:
+        pen.dots([LEFT + (RIGHT - LEFT) * rate.empty_in_s / 60 / horizon], [base], colour, 3.2, edge="#ffffff")
     right = rate.drains  # a draining line leaves the right side free, any other the left
     pen.text(
         RIGHT - 2 if right else LEFT + 8,
         top + 13,
-        _said(rate, course),
+        _said(rate, horizon),
         colour=ALARM if rate.grows else INK,
         size=8.5,
         ha="right" if right else "left",
     )
 
 
-def _said(rate: Rate, course: _Course) -> str:
+def _said(rate: Rate, horizon: int) -> str:
     if not rate.watched_s:
         return "nobody watched how fast it moves"
     if rate.grows:
-        return f"empty {rate.outlook}; about {course.middle[-1]:,.0f} in an hour"
-    return f"empty {rate.outlook}{_between(rate)}"
+        return f"{rate.outlook}, to about {rate.depth + rate.growth_per_min * horizon:,.0f} in {age(horizon * 60)}"
+    return f"{rate.outlook}{_between(rate)}"
 
 
 def _between(rate: Rate) -> str:
@@ -275,12 +287,13 @@ def _between(rate: Rate) -> str:
 
 def _told_of_forecast(rows: Sequence[Rate]) -> str:
     if not rows:
-        return "What to expect within an hour: nothing waits, and nothing grows."
-    told = [f"{shown(row.queue, 40)} ({row.depth:,} now) {_said(row, _course(row))}" for row in rows[:MOST]]
-    return f"What to expect within an hour, {_footnote(rows)}: {'; '.join(told)}."
+        return "What to expect: nothing waits, and nothing grows."
+    horizon = _horizon(rows[:MOST])
+    told = [f"{shown(row.queue, 40)} ({row.depth:,} now): {_said(row, horizon)}" for row in rows[:MOST]]
+    return f"{_title(horizon)}, {_footnote(rows)}. {'; '.join(told)}."
 
 
 def _fitting(name: str) -> str:
     """Return a queue's name as it fits beside the bars; the end of a name tells more than its beginning."""
     text, longest = shown(name, 200), int((LEFT - 10) / LETTER)
-    return text if len(text) <= longest else f"…{text[-longest + 1 :]}"
+    return text if len(text) <= longest else f"…{text[-longest + 1 :].lstrip('. ')}"

@@ -13,9 +13,12 @@ from opslib.facts import (
     HeldTask,
     NodeInfo,
     QueueInfo,
+    Rate,
+    RetryingTask,
     ServerInfo,
     Snapshot,
     StoredResult,
+    TaskRetries,
     UnackedMessage,
     UnreadableMessage,
     WaitingMessage,
@@ -24,7 +27,7 @@ from opslib.facts import (
 from opslib.findings import Finding
 from opslib.plan import Outcome, Plan
 from opslib.records import RunRecord
-from opslib.render import judged, tables, whereabouts
+from opslib.render import judged, retries, tables, whereabouts
 from opslib.render.grid import Line
 
 if TYPE_CHECKING:
@@ -121,6 +124,9 @@ _ROW_VIEWS: dict[type, Callable[[Any], object]] = {
     Finding: judged.findings,
     Outcome: judged.outcomes,
     QueueInfo: tables.queues,
+    Rate: tables.rates,
+    RetryingTask: retries.tasks,
+    TaskRetries: retries.names,
     NodeInfo: tables.nodes,
     WaitingMessage: tables.waiting,
     UnreadableMessage: tables.unreadable,

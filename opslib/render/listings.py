@@ -67,9 +67,15 @@ def faults(rows: Sequence[Fault]) -> Table:
     """Return what is truly wrong with the demo."""
     return Table(
         title="What is broken",
-        columns=[Column("finding", "code"), Column("task"), Column("subject", "code"), Column("what happened")],
-        rows=[(row.code, row.task, row.subject, row.what) for row in rows],
-        caption="ops run stuck-tasks --target demo finds it.",
+        columns=[
+            Column("found by", "code"),
+            Column("finding", "code"),
+            Column("task"),
+            Column("subject", "code"),
+            Column("what happened"),
+        ],
+        rows=[(row.runbook, row.code, row.task, row.subject, row.what) for row in rows],
+        caption="`ops run NAME --target demo` finds it, whichever stands at its left.",
     )
 
 

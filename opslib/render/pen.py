@@ -76,10 +76,9 @@ class Pen:
         """Draw a line."""
         from matplotlib.lines import Line2D
 
-        flipped = [self._height - y for y in ys]
-        self._figure.add_artist(
-            Line2D(xs, flipped, color=colour, linewidth=width, linestyle=dashes, transform=self._points)
-        )
+        line = Line2D(xs, [self._height - y for y in ys], color=colour, linewidth=width, linestyle=dashes)
+        line.set(transform=self._points, zorder=0.5 if colour == RULE else 2)  # a rule lies behind what it measures
+        self._figure.add_artist(line)
 
     def dots(self, xs: Sequence[float], ys: Sequence[float], colour: str, radius: float, edge: str) -> None:
         """Draw dots."""

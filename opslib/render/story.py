@@ -13,7 +13,7 @@ from opslib.render import trace
 from opslib.render.trace import Trace, shown
 
 #: An id that can be pasted into a shell as it stands.
-_PLAIN = re.compile(r"[\w.:@+=-]{1,200}", re.ASCII)
+_PLAIN = re.compile(r"\w[\w.:@+=-]{0,199}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

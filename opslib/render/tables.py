@@ -13,6 +13,7 @@ from opslib.facts import (
     HeldTask,
     NodeInfo,
     QueueInfo,
+    Rate,
     ServerInfo,
     Snapshot,
     StoredResult,
@@ -20,6 +21,7 @@ from opslib.facts import (
     UnreadableMessage,
     WaitingMessage,
 )
+from opslib.facts.rates import figure
 from opslib.render import words
 from opslib.render.grid import Cell, Column, Line, Table
 from opslib.render.words import Row, age, row_of, size
@@ -75,9 +77,43 @@ def queues(rows: Sequence[QueueInfo | Row]) -> Table:
     )
 
 
+def rates(rows: Iterable[Rate]) -> Table:
+    """Return how fast queues fill and drain, the fullest first."""
+    ranked = sorted(rows, key=lambda rate: (-rate.depth, rate.queue))
+    watched = max((rate.watched_s for rate in ranked), default=0.0)
+    return Table(
+        title="Rates",
+        columns=(
+            Column("Queue", "code"),
+            Column("Waiting", "number"),
+            Column("Come a minute", "number"),
+            Column("Taken a minute", "number"),
+            Column("What to expect"),
+        ),
+        rows=[
+            (
+                words.shown(rate.queue),
+                rate.depth,
+                _pace(rate, rate.arrival_per_min),
+                _pace(rate, rate.drain_per_min),
+                rate.outlook or "not watched",
+            )
+            for rate in ranked
+        ],
+        caption=f"Watched for {spell(watched)}." if watched else "",
+        empty="No queue exists: Redis keeps no empty list, so nothing waits.",
+    )
+
+
+def _pace(rate: Rate, per_min: float) -> str:
+    if not rate.watched_s:
+        return ""
+    return f"{'' if rate.exact else 'at least '}{figure(per_min)}"
+
+
 def nodes(rows: Sequence[NodeInfo | Row], held: Iterable[HeldTask | Row] = ()) -> Table:
     """Return the nodes, first the names that did not answer: a dead one's name stays in the broker."""
-    busy = Counter(task["node"] for task in map(row_of, held) if task["place"] == "active")
+    places = Counter((task["node"], task["place"]) for task in map(row_of, held))
     return Table(
         title="Nodes",
         columns=(
@@ -86,19 +122,20 @@ def nodes(rows: Sequence[NodeInfo | Row], held: Iterable[HeldTask | Row] = ()) -
             Column("Pool"),
             Column("Busy", "number"),
             Column("Prefetch", "number"),
+            Column("Scheduled", "number"),
             Column("Memory", "number"),
             Column("Up", "number"),
             Column("Queues", "code"),
         ),
-        rows=[_node(row, busy) for row in sorted(map(row_of, rows), key=lambda row: (row["answered"], row["name"]))],
+        rows=[_node(row, places) for row in sorted(map(row_of, rows), key=lambda row: (row["answered"], row["name"]))],
         empty="No node answered.",
     )
 
 
-def _node(row: Row, busy: Mapping[str, int]) -> tuple[object, ...]:
+def _node(row: Row, places: Mapping[tuple[str, str], int]) -> tuple[object, ...]:
     if not row["answered"]:
-        return (words.shown(row["name"]), "no answer", "", "", "", "", "", "")
-    slots = f"{busy.get(row['name'], 0)} of {row['concurrency']}"
+        return (words.shown(row["name"]), "no answer", "", "", "", "", "", "", "")
+    slots = f"{places.get((row['name'], 'active'), 0)} of {row['concurrency']}"
     up = spell(row["uptime_s"]) if row["uptime_s"] else ""
     return (
         words.shown(row["name"]),
@@ -106,6 +143,7 @@ def _node(row: Row, busy: Mapping[str, int]) -> tuple[object, ...]:
         row["pool"],
         slots,
         row["prefetch"],
+        places.get((row["name"], "scheduled"), 0),
         size(row["memory_bytes"]),
         up,
         _names(row["queues"]),

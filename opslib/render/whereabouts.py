@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from opslib.render.story import Story
     from opslib.render.trace import Trace
 
-#: Tasks of which every place is shown; of more, each gets one line.
-MOST_TABLES = 5
+#: Rows of a table of several tasks.
+_MOST_ROWS = 200
 _HELD = ("reserved", "scheduled", "active")
 #: A row of the table, by the rows of coverage that say how much of it was seen.
 _SEARCHED = {
@@ -31,12 +31,14 @@ _SEARCHED = {
 
 
 def show(seen: Whereabouts) -> list[object]:
-    """Return every place of each task, and what was not seen of them; of many tasks, one line for each."""
+    """Return where tasks are, and what was not seen: of one task every place, of several those that hold them."""
     if not seen.ids:
         return [Line((_none(seen),)), *coverage(seen)]
-    if len(seen.ids) > MOST_TABLES:
-        return [overview(seen), *coverage(seen)]
-    return [*(lifecycle(seen, task_id) for task_id in sorted(seen.ids)), *coverage(seen)]
+    if len(seen.ids) > 1:
+        return [places(seen), *coverage(seen)]
+    (task_id,) = seen.ids
+    name = trace.of(seen, task_id).task
+    return [Line((name or "of no name that is known", task_id)), lifecycle(seen, task_id), *coverage(seen)]
 
 
 def answers(seen: Whereabouts, findings: Iterable[Finding] = ()) -> Table:
@@ -49,7 +51,7 @@ def answers(seen: Whereabouts, findings: Iterable[Finding] = ()) -> Table:
         rows=[(_name(each), _sentence(each.sentence), Cell(each.step, each.command)) for each in told],
         caption=f"{seen.more:,} more tasks are meant, and were only counted." if seen.more else "",
         empty=_none(seen),
-        limit=max(50, MOST_TABLES),
+        limit=_MOST_ROWS,
         stack=True,
     )
 
@@ -72,46 +74,38 @@ def lifecycle(seen: Whereabouts, task_id: str) -> Table:
     not be seen, and in the rest of which it was not, is *not seen*.
     """
     of = trace.of(seen, task_id)
-    known = {row.place: row for row in seen.coverage}
-    found = _found(of)
-    rows = []
-    for place, parts in _SEARCHED.items():
-        searched = [known[part] for part in parts if part in known]
-        if found[place] or (searched and searched[0].place == parts[0]):
-            rows.append((place, *_row(of, place, found[place], searched)))
     sent = len(seen.offspring) if len(seen.ids) == 1 else 0
-    name = f"{of.task or '(unknown)'} {task_id}" if of.task else task_id
     return Table(
-        title=f"Where {words.shown(name, 160)} is",
+        title="Where it is",
         columns=(Column("Place"), Column("View", "state"), Column("What is there")),
-        rows=rows,
+        rows=_rows(of),
         caption=f"Messages of tasks that it has sent, or that these have: {sent:,}." if sent else "",
-        stack=True,
     )
 
 
-def overview(seen: Whereabouts) -> Table:
-    """Return many tasks, one line for each."""
-    places = seen.places
+def places(seen: Whereabouts) -> Table:
+    """Return the places that hold several tasks, and those that were not seen."""
+    rows: list[tuple[object, ...]] = []
+    for task_id in sorted(seen.ids):
+        of = trace.of(seen, task_id)
+        name = Cell(of.task, task_id) if of.task else Cell(task_id)
+        found = [row for row in _rows(of) if row[1] != "not there"]
+        rows += [(name, *row) for row in found] or [
+            (name, "anywhere", "not there", "It was looked for in every place.")
+        ]
     return Table(
-        title="Tasks",
-        columns=(Column("Task", "code"), Column("Places"), Column("Retries", "number")),
-        rows=[
-            (
-                Cell(of.task or "(unknown)", of.task_id),
-                ", ".join(dict.fromkeys(places[of.task_id])) or "nowhere",
-                of.retries,
-            )
-            for of in (trace.of(seen, task_id) for task_id in sorted(seen.ids))
-        ],
+        title="Where they are",
+        columns=(Column("Task", "code"), Column("Place"), Column("View", "state"), Column("What is there")),
+        rows=rows,
         caption=f"{seen.more:,} more tasks are meant, and were only counted." if seen.more else "",
-        limit=200,
+        limit=_MOST_ROWS,
+        stack=True,
     )
 
 
 def coverage(seen: Whereabouts) -> list[object]:
     """Return what was looked into: on one line where all of it answered."""
-    if any(row.silent for row in seen.coverage):
+    if any(row.silent or (row.note and len(seen.ids) != 1) for row in seen.coverage):
         return [tables.coverage(seen.coverage)]
     looks = "two looks" if seen.earlier else "one look"
     return [Line((f"Every place answered: {', '.join(row.place for row in seen.coverage)}", looks))]
@@ -135,6 +129,18 @@ def _found(of: Trace) -> dict[str, list[str]]:
         "dead letters": [trace.dead(row, now) for row in of.dead],
         "quarantine": [trace.quarantined(row) for row in of.quarantined],
     }
+
+
+def _rows(of: Trace) -> list[tuple[str, str, str]]:
+    """Return every place that was searched for a task, with what was found there."""
+    known = {row.place: row for row in of.seen.coverage}
+    found = _found(of)
+    rows = []
+    for place, parts in _SEARCHED.items():
+        searched = [known[part] for part in parts if part in known]
+        if found[place] or (searched and searched[0].place == parts[0]):
+            rows.append((place, *_row(of, place, found[place], searched)))
+    return rows
 
 
 def _row(of: Trace, place: str, found: Sequence[str], searched: Sequence[Coverage]) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import sqrt
 
 from opslib.facts import Flow, QueueInfo, Snapshot
@@ -20,7 +20,8 @@ def inverted(snapshot: Snapshot, queue_depth: int) -> Iterator[Finding]:
     Say of each queue whose priorities are out of range, and which of its lists starves.
 
     A list starves if more than `queue_depth` messages wait in it and none of them was served, or it clearly grew, while
-    the same nodes served at least five messages of a more urgent step. Celery takes these first, of whatever queue.
+    the same nodes served at least five messages of more urgent steps, and as many came again: nodes take these first,
+    of whatever queue. Where the more urgent ones become fewer, its turn comes.
     """
     for queue in snapshot.queues:
         odd = _odd(queue)
@@ -30,7 +31,7 @@ def inverted(snapshot: Snapshot, queue_depth: int) -> Iterator[Finding]:
                 code="priority-inverted",
                 severity=Severity.ATTENTION,
                 subject=queue.name,
-                message=" ".join([*_told_of_odd(odd), *(_told_of_starving(flow, served) for flow, served in starving)]),
+                message=" ".join([*_told_of_odd(odd), *_told_of_starving(starving)]),
                 evidence={
                     "odd_priorities": {f"{task} at {priority}": n for (task, priority), n in odd.most_common(10)},
                     "starving": {f"priority {flow.priority}": flow.after for flow, _ in starving},
@@ -71,20 +72,29 @@ def _starving(snapshot: Snapshot, queue: QueueInfo, queue_depth: int) -> list[tu
     for flow in flows:
         if flow.queue != queue.name or flow.after <= queue_depth:
             continue
-        served = sum(other.served for other in flows if other.priority < flow.priority)
+        urgent = [other for other in flows if other.priority < flow.priority]
+        served = sum(other.served for other in urgent)
         unserved = flow.before > 0 and not flow.served and flow.exact
-        grows = flow.after - flow.before > 2 * sqrt(flow.arrived + flow.served)
-        if served >= _SERVED and (unserved or grows):
+        if served >= _SERVED and not _clearly(urgent, -1) and (unserved or _clearly([flow], 1)):
             found.append((flow, served))
     return found
 
 
-def _told_of_starving(flow: Flow, served: int) -> str:
-    taken = f"{flow.served:,} of them were" if flow.served else "none of them was"
-    return (
-        f"{flow.after:,} messages of priority {flow.priority} wait while {served:,} more urgent ones were served, and "
-        f"{taken}: 0 is first, 9 is last."
-    )
+def _clearly(flows: Sequence[Flow], sign: int) -> bool:
+    """Whether lists grew, or with a sign of -1 became shorter, by more than chance makes of as much coming as going."""
+    change = sum(flow.after - flow.before for flow in flows)
+    return sign * change > 2 * sqrt(sum(flow.arrived + flow.served for flow in flows))
+
+
+def _told_of_starving(starving: Sequence[tuple[Flow, int]]) -> Iterator[str]:
+    if starving:
+        lists = " and ".join(f"{flow.after:,} of priority {flow.priority}" for flow, _ in starving)
+        taken = sum(flow.served for flow, _ in starving)
+        served = max(served for _, served in starving)
+        yield (
+            f"{lists} wait, of which {taken or 'none'} {'was' if taken < 2 else 'were'} served while {served:,} more "
+            "urgent ones were, and as many came again."
+        )
 
 
 def _hint(queue: str, odd: Counter[tuple[str, int]]) -> str:

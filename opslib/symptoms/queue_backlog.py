@@ -114,7 +114,7 @@ def _backlog(snapshot: Snapshot, queue: QueueInfo, rate: Rate, limits: Threshold
         message=_message(queue, rate, limits),
         evidence={
             "depth": queue.depth,
-            "by_priority": {f"priority {step}": n for step, n in queue.by_priority.items()},
+            "by_priority": dict(queue.by_priority),
             "tasks": dict(islice(queue.by_task.items(), 5)),
             **_moving(rate),
             "consumers": list(queue.consumers[:20]),
@@ -132,7 +132,7 @@ def _message(queue: QueueInfo, rate: Rate, limits: Thresholds) -> str:
     split = f" ({', '.join(steps)})" if len(steps) > 1 or any(queue.by_priority) else ""
     task = next(iter(queue.by_task), "")
     mostly = f", {'all' if len(queue.by_task) == 1 else 'mostly'} {task}" if task else ""
-    moving = f" {_sentence(rate.speed)} Empty {rate.outlook}." if rate.speed else ""
+    moving = f" {_sentence(f'{rate.speed}; {rate.outlook}')}" if rate.speed else ""
     return f"{queue.depth:,} messages wait{split}{mostly}; {limits.queue_depth:,} may.{moving}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import islice
 
+from opslib.durations import pace
 from opslib.errors import BadParameter
 from opslib.facts import ListInfo, NodeInfo, QueueInfo, Snapshot
 from opslib.keys import Keyspace
@@ -232,8 +233,11 @@ def _of(listed: ListInfo, only: Selection) -> int:
 
 
 def _is_rate(rate: str) -> bool:
-    figure, slash, unit = rate.partition("/")
-    return figure.isdecimal() and (not slash or unit in {"s", "m", "h"})
+    """Whether it is a rate limit; nothing at all is none, for a limit is not taken away by leaving something out."""
+    try:
+        return rate.strip() == "none" or (bool(rate.strip()) and pace(rate) >= 0)
+    except ValueError:
+        return False
 
 
 def _near(wanted: str, known: Iterable[str], option: str = "") -> str:

@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from opslib import plan as plans
 from opslib import signatures
-from opslib.durations import spell
 from opslib.errors import BadParameter
-from opslib.facts import (
-    FINAL_STATES,
-    UNKNOWN_TASK,
-    HeldTask,
-    Reading,
-    RetryingTask,
-    Snapshot,
-    StoredResult,
-    TaskRetries,
-    UnackedMessage,
-    WaitingMessage,
-)
+from opslib.facts import RetryingTask, Snapshot, TaskRetries
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Plan
 from opslib.symptoms import causes, messages, sight, stops
+from opslib.symptoms.retries import CHORD_UNLOCK, by_task, retries_in_window, retrying
 from opslib.symptoms.view import View
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
+__all__ = ["Thresholds", "by_task", "diagnose", "plan", "retrying"]
+
 RUNBOOK = "retry-storm"
-#: Celery's own task that waits for the members of a chord, where the result backend cannot count them.
-CHORD_UNLOCK = "celery.chord_unlock"
 #: Retries in a window below which they are no rate: three in five seconds may be chance.
 _FEWEST = 5
 #: Loops of one task name that get a finding of their own; the others are counted.
 _MOST_LOOPS = 10
-#: Tasks that a finding about a name lists.
-_MOST_IDS = 20
-_PLACES = ("active", "reserved", "scheduled")
+#: Tasks that a finding about a name lists, and errors that it quotes.
+_MOST_IDS, _MOST_ERRORS = 20, 5
+_PLAIN = re.compile(r"[\w.:@-]{1,200}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +53,7 @@ class Thresholds:
     storm_per_minute: int = 60
 
     @classmethod
-    def of(
-        cls, broker: Broker, *, loop_after: int = 0, storm_after: int = 0, storm_per_minute: int = 0
-    ) -> Thresholds:
+    def of(cls, broker: Broker, *, loop_after: int = 0, storm_after: int = 0, storm_per_minute: int = 0) -> Thresholds:
         """
         Return what was asked for, and for the rest the target's own.
 
@@ -77,212 +66,6 @@ class Thresholds:
                 raise BadParameter(f"{name}: {value} must not be negative.", hint="0 takes the target's own.")
         own = broker.target.thresholds
         return cls(**{name: value or getattr(own, name) for name, value in given.items()})
-
-
-# --- what is retried ---
-
-
-def retrying(snapshot: Snapshot) -> tuple[RetryingTask, ...]:
-    """
-    Return every task that was retried and is in flight, the most retried first.
-
-    One row for each id, by the message of its latest attempt. A task that runs and whose message is acknowledged is
-    known by its result, where the application keeps extended ones; where not, nobody knows how often it was retried.
-    """
-    now = snapshot.taken_at.timestamp()
-    held, results, errors, caps = _held(snapshot), _results(snapshot), _told_errors(snapshot), _caps(snapshot)
-    found: dict[str, RetryingTask] = {}
-    for message in (*snapshot.unacked, *snapshot.waiting):
-        known = found.get(message.task_id)
-        if message.retries > 0 and (known is None or message.retries > known.retries):
-            found[message.task_id] = _row_of_message(message, held.get(message.task_id), now)
-    for task in held.values():
-        result = results.get(task.task_id)
-        if task.task_id not in found and result and result.retries > 0 and result.state not in FINAL_STATES:
-            found[task.task_id] = _row_of_task(task, result)
-    rows = [
-        replace(
-            row,
-            error=_error(results.get(row.task_id), errors.get(row.task_id, "")),
-            cap=caps.get(row.task),
-            capped=caps.get(row.task) is not None,
-        )
-        for row in found.values()
-    ]
-    return tuple(sorted(rows, key=lambda row: (-row.retries, row.task, row.task_id)))
-
-
-def by_task(snapshot: Snapshot) -> tuple[TaskRetries, ...]:
-    """
-    Return what is retried by the name of the task, the name with the most tasks first.
-
-    Of the waiting messages only the most retried have a row, but all are counted.
-    """
-    rows: dict[str, list[RetryingTask]] = defaultdict(list)
-    for row in retrying(snapshot):
-        rows[row.task].append(row)
-    counted, told, grown = _only_counted(snapshot), _told_retries(snapshot), _grown(snapshot)
-    caps = _caps(snapshot)
-    found = []
-    for task in rows.keys() | counted.keys() | told.keys():
-        per_minute, told_by = _rate(snapshot, told[task], grown[task])
-        known = rows[task]
-        dues = [row.due_in_s for row in known if row.due_in_s is not None]
-        found.append(
-            TaskRetries(
-                task=task,
-                count=len(known) + counted[task],
-                rows=len(known),
-                most=max((row.retries for row in known), default=0),
-                cap=caps.get(task),
-                capped=caps.get(task) is not None,
-                per_minute=per_minute,
-                told_by=told_by,
-                errors=_errors(known, snapshot, task),
-                queues=tuple(sorted({row.queue for row in known if row.queue})),
-                nodes=tuple(sorted({row.node for row in known if row.node})),
-                next_in_s=max(0.0, min(dues)) if dues else None,
-            )
-        )
-    return tuple(sorted(found, key=lambda row: (-row.count, -(row.per_minute or 0.0), row.task)))
-
-
-def _row_of_message(message: UnackedMessage | WaitingMessage, task: HeldTask | None, now: float) -> RetryingTask:
-    waits = isinstance(message, WaitingMessage)
-    place = "waiting" if waits else task.place if task else "unacked"
-    runs = place == "active"
-    return RetryingTask(
-        task_id=message.task_id,
-        task=message.task or UNKNOWN_TASK,
-        retries=message.retries,
-        place=place,
-        queue=message.queue,
-        node=task.node if task and not waits else "",
-        due_in_s=None if message.eta_at is None or runs else round(message.eta_at - now, 3),
-    )
-
-
-def _row_of_task(task: HeldTask, result: StoredResult) -> RetryingTask:
-    return RetryingTask(
-        task_id=task.task_id,
-        task=task.task or result.task or UNKNOWN_TASK,
-        retries=result.retries,
-        place=task.place,
-        queue=task.queue,
-        node=task.node,
-    )
-
-
-def _held(snapshot: Snapshot) -> dict[str, HeldTask]:
-    """Return what nodes hold by id; of a task that is in several places, where it is farthest."""
-    found: dict[str, HeldTask] = {}
-    for task in sorted(snapshot.held, key=lambda task: _PLACES.index(task.place) if task.place in _PLACES else 9):
-        found.setdefault(task.task_id, task)
-    return found
-
-
-def _results(snapshot: Snapshot) -> dict[str, StoredResult]:
-    return {result.task_id: result for result in snapshot.results}
-
-
-def _caps(snapshot: Snapshot) -> dict[str, int]:
-    """Return the caps that nodes say, by task; the highest where they differ, and none where one of them has none."""
-    said: dict[str, list[int | None]] = defaultdict(list)
-    for node in snapshot.answering:
-        for task in node.tasks:
-            said[task.name].append(task.max_retries)
-    return {task: max(cap for cap in caps if cap is not None) for task, caps in said.items() if None not in caps}
-
-
-def _told_errors(snapshot: Snapshot) -> dict[str, str]:
-    """Return the errors that nodes told in the window, by id."""
-    events = snapshot.window.events if snapshot.window else ()
-    return {task_id: row.exception for row in events if row.kind == "task-retried" for task_id in row.ids}
-
-
-def _error(result: StoredResult | None, told: str) -> str:
-    """Return what an attempt failed of: as the node told it, or the type that its result keeps."""
-    kept = result.exception if result and result.state == "RETRY" else ""
-    # A retry that no exception asked for is stored as one of None's type.
-    return told or signatures.of("" if kept in {"NoneType", "Retry"} else kept)
-
-
-def _errors(rows: Sequence[RetryingTask], snapshot: Snapshot, task: str) -> dict[str, int]:
-    """
-    Return tasks by error, the commonest first.
-
-    An event names only a few ids, and a result only the type: where one error of that type was told, it is that one.
-    """
-    told = [row.exception for row in _retried_events(snapshot, task) if row.exception]
-    whole = {kind: names for kind in map(signatures.kind, told) if len(names := [t for t in told if signatures.kind(t) == kind]) == 1}
-    counts = Counter(whole.get(row.error, [row.error])[0] for row in rows if row.error)
-    for each in told:
-        counts.setdefault(each, 0)
-    for row in _retried_events(snapshot, task):
-        if row.exception and not counts[row.exception]:
-            counts[row.exception] = len(row.ids)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _retried_events(snapshot: Snapshot, task: str) -> list:  # type: ignore[type-arg]
-    events = snapshot.window.events if snapshot.window else ()
-    return [row for row in events if row.kind == "task-retried" and row.task == task]
-
-
-# --- how many, and how fast ---
-
-
-def _only_counted(snapshot: Snapshot) -> Counter[str]:
-    """Return the waiting messages by task that were retried and have no row: only the most retried are kept."""
-    first: Reading = snapshot.earlier or snapshot
-    counted = Counter[str]()
-    for queue in snapshot.queues:
-        counted.update(queue.retrying)
-    kept = Counter(row.task for row in first.waiting if row.retries > 0)
-    counted.subtract(kept)
-    return Counter({task: count for task, count in counted.items() if count > 0})
-
-
-def _told_retries(snapshot: Snapshot) -> Counter[str]:
-    """Return the retries that nodes told in the window, by task."""
-    told = Counter[str]()
-    for row in snapshot.window.events if snapshot.window else ():
-        if row.kind == "task-retried" and row.task:
-            told[row.task] += row.count
-    return told
-
-
-def _grown(snapshot: Snapshot) -> Counter[str]:
-    """Return by how much the retries of what both looks saw grew, by task: the least that there were."""
-    grown = Counter[str]()
-    if snapshot.earlier is None:
-        return grown
-    before = _counts(snapshot.earlier)
-    for task_id, (task, retries) in _counts(snapshot).items():
-        if task_id in before:
-            grown[task] += max(0, retries - before[task_id][1])
-    return grown
-
-
-def _counts(look: Reading) -> dict[str, tuple[str, int]]:
-    found: dict[str, tuple[str, int]] = {}
-    for message in (*look.unacked, *look.waiting):
-        if message.retries >= found.get(message.task_id, ("", 0))[1]:
-            found[message.task_id] = (message.task, message.retries)
-    return found
-
-
-def _rate(snapshot: Snapshot, told: int, grown: int) -> tuple[float | None, str]:
-    """Return retries in a minute, and by what they are known: whichever saw more of them."""
-    window = snapshot.window
-    if window is None or snapshot.earlier is None:
-        return None, ""
-    apart_s = (snapshot.taken_at - snapshot.earlier.taken_at).total_seconds()
-    by_looks = grown * 60 / apart_s if apart_s > 0 else 0.0
-    by_events = window.per_minute(told)
-    if by_events >= by_looks and (told or (window.senders and not window.mute)):
-        return round(by_events, 1), "events"
-    return round(by_looks, 1), "two looks"
 
 
 # --- judgement ---
@@ -311,11 +94,11 @@ def diagnose(snapshot: Snapshot, limits: Thresholds) -> list[Finding]:
 def _storms(
     snapshot: Snapshot, names: Sequence[TaskRetries], rows: Sequence[RetryingTask], limits: Thresholds
 ) -> Iterator[Finding]:
-    told, grown = _told_retries(snapshot), _grown(snapshot)
     loops = Counter(row.task for row in rows if row.retries >= limits.loop_after)
+    heard = retries_in_window(snapshot)
     for name in names:
-        seen = max(told[name.task], grown[name.task])
-        fast = name.per_minute is not None and name.per_minute >= limits.storm_per_minute and seen >= _FEWEST
+        rate = name.per_minute or 0.0
+        fast = rate >= limits.storm_per_minute and heard[name.task] >= _FEWEST
         if name.count >= limits.storm_after or fast:
             yield _storm(name, loops[name.task], limits)
 
@@ -330,11 +113,11 @@ def _storm(name: TaskRetries, loops: int, limits: Thresholds) -> Finding:
         evidence={
             "retrying": name.count,
             "most_retries": name.most,
-            "max_retries": name.cap if name.capped else "no end, or no node says",
+            "max_retries": _cap(name),
             "per_minute": name.per_minute,
             "told_by": name.told_by,
             "loops": loops,
-            "errors": dict(list(name.errors.items())[:5]),
+            "errors": dict(list(name.errors.items())[:_MOST_ERRORS]),
             "queues": list(name.queues[:20]),
             "storm_after": limits.storm_after,
             **({"beyond_rows": name.count - name.rows} if name.count > name.rows else {}),
@@ -350,20 +133,26 @@ def _storm_sentences(name: TaskRetries) -> Iterator[str]:
     if name.per_minute:
         least = "at least " if name.told_by == "two looks" else ""
         yield f"That is {least}{name.per_minute:,.0f} retries a minute."
-    if name.capped:
-        yield f"Its code gives up after {name.cap}."
+    if name.cap is not None:
+        yield f"Its code gives up after {_times(name.cap)}."
+    elif name.endless:
+        yield "Its code has no max_retries, so nothing ends that."
     else:
-        yield "No node says an end to that."
+        yield "No node that answered has it, so nothing tells whether that ends."
     if name.count > name.rows:
         yield f"The {name.rows:,} most retried were looked at one by one; the others are counted."
+
+
+def _cap(name: TaskRetries) -> int | str:
+    return ("none" if name.endless else "unknown") if name.cap is None else name.cap
 
 
 def _storm_hint(name: TaskRetries) -> str:
     error = next(iter(name.errors), "")
     cause = f"See to the cause first: {error}." if error else "See a node's log for the cause first."
     return (
-        f"{cause} What is in vain is stopped with -p task={name.task}. In its code: max_retries, a backoff with jitter. "
-        "A rate limit only slows it, and what a node holds back already stays at the old one."
+        f"{cause} To stop what is in vain: -p task={_typed(name.task)}. In its code: max_retries, a backoff with "
+        "jitter. A rate limit only slows it, and what a node holds back already keeps to the old one."
     )
 
 
@@ -378,18 +167,18 @@ def _hopeless(names: Sequence[TaskRetries]) -> Iterator[Finding]:
         others = f", and {len(reasons) - 1} more such errors" if len(reasons) > 1 else ""
         yield Finding(
             code="hopeless-retry",
-            severity=Severity.ATTENTION if name.capped else Severity.CRITICAL,
+            severity=Severity.CRITICAL if name.cap is None else Severity.ATTENTION,
             subject=name.task,
             task=name.task,
             message=f"{_tasks(count)} of it retried after {error}{others}: a retry does not heal it, as {why}.",
             evidence={
-                "errors": {each: name.errors[each] for each in list(reasons)[:5]},
-                "max_retries": name.cap if name.capped else "no end, or no node says",
+                "errors": {each: name.errors[each] for each in list(reasons)[:_MOST_ERRORS]},
+                "max_retries": _cap(name),
                 "told_by": "events and results" if name.told_by == "events" else "results",
             },
             hint=(
-                f"Retry only what can pass (autoretry_for, dont_autoretry_for). To stop those that do: -p task={name.task} "
-                f"-p signature='{signatures.kind(error)}*'."
+                "Retry only after what can pass (autoretry_for, dont_autoretry_for). To stop those: "
+                f"-p task={_typed(name.task)} -p signature='{_typed(signatures.kind(error))}*'."
             ),
             runbook=RUNBOOK,
         )
@@ -457,9 +246,15 @@ def _unlock_message(finding: Finding) -> str:
 
 def _unlock_hint() -> str:
     return (
-        "A member of the chord failed, was lost or was stopped, or its result has expired. With results in Redis Celery "
-        "needs no such task: whoever sends it has another result backend. Stopping it gives the chord's body up."
+        "A member of the chord failed, was lost or was stopped, or its result has expired. With results in Redis "
+        "Celery needs no such task: whoever sends it has another result backend. To stop it is to give the chord's "
+        "body up."
     )
+
+
+def _typed(name: str) -> str:
+    """Return a name as it can be pasted into a shell; whoever sent the message chose it."""
+    return name if _PLAIN.fullmatch(name) else "…"
 
 
 def _tasks(number: int) -> str:
@@ -504,13 +299,40 @@ def plan(
     """
     if limit < 0:
         raise BadParameter(f"limit: {limit} must not be negative.", hint="0 means all of them.")
+    del findings  # they are what a person reads before naming anything; none of them asks by itself
     rows = retrying(snapshot)
-    named = _named(rows, _whole_errors(snapshot, rows), task, signature, limit) if task or signature else []
-    certain = {f.code for f in findings if f.severity is not Severity.UNKNOWN}
-    loops = [row for row in rows if row.retries >= limits.loop_after] if stop_loops and "retry-loop" in certain else []
-    reasons: Mapping[str, str] = {**dict.fromkeys((row.task_id for row in named), ""), **{r.task_id: "retry-loop" for r in loops}}
+    reasons = dict.fromkeys(_named(rows, task, signature, limit), "")
+    if stop_loops:
+        reasons |= {row.task_id: "retry-loop" for row in rows if row.retries >= limits.loop_after}
     names = {row.task_id: row.task for row in rows}
     actions = [stops.of(snapshot, task_id, task=names[task_id], why=why) for task_id, why in reasons.items()]
     return plans.make(
         snapshot.target, snapshot.fingerprint, actions, max_actions=max_actions, made_at=snapshot.taken_at
     )
+
+
+def _named(rows: Sequence[RetryingTask], task: str, signature: str, limit: int) -> list[str]:
+    """Return the ids of what a person names, the most retried first."""
+    if not (task or signature):
+        return []
+    if not task.strip("*") and not signature.strip("*") and not limit:
+        raise BadParameter("This means every task that is retried.", hint="Say how many at most: limit=20.")
+    meant = [row for row in rows if _fits(row.task, task) and _fits(row.error, signature)]
+    if rows and not meant:
+        _refuse(rows, task, signature)
+    return [row.task_id for row in meant][: limit or None]
+
+
+def _fits(text: str, wanted: str) -> bool:
+    """Whether a text is what is wanted, or fits it as a glob; an error's text may have brackets in it."""
+    return not wanted or text == wanted or (bool(text) and fnmatchcase(text, wanted))
+
+
+def _refuse(rows: Sequence[RetryingTask], task: str, signature: str) -> None:
+    """Say what there is instead: a misspelt name must not pass as a storm that is over."""
+    of_task = [row for row in rows if _fits(row.task, task)]
+    name, wanted = ("signature", signature) if of_task else ("task", task)
+    there = sorted({row.error for row in of_task if row.error}) if of_task else sorted({row.task for row in rows})
+    near = get_close_matches(wanted, there, n=1) or there[:5]
+    known = f"There is: {'; '.join(near)}." if near else "Nothing tells what these tasks failed of."
+    raise BadParameter(f"{name}: nothing that is retried fits {wanted!r}.", hint=known)

@@ -66,7 +66,7 @@ def _judged(
     last, then = looks[-1], _then(looks[-1], task_id)
     watched_s = (last.taken_at - looks[0].taken_at).total_seconds()
     if retries is not None and retries >= limits.loop_after:
-        risen = f", {_times(rose)} of them within {spell(watched_s)}" if rose else ""
+        risen = f", {rose} of them within {spell(watched_s)}" if rose else ""
         return True, f"Yes: retried {_times(retries)}{risen}, where {limits.loop_after} count as a loop{then}"
     if rose and retries is not None and (cap is None or retries > cap):
         limit = "no node says a limit of its own" if cap is None else f"its own limit of {cap} does not hold it"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf, isfinite
 
-from opslib.durations import spell
+from opslib.durations import pace, spell
 from opslib.facts import UNKNOWN_TASK, NodeInfo, Snapshot
 from opslib.findings import Finding, Severity
 
@@ -15,7 +15,6 @@ from opslib.findings import Finding, Severity
 UNNAMED = frozenset({UNKNOWN_TASK, "(unreadable)", "(others)"})
 #: What waits for less at its rate limit is only passing by.
 _HELD_BACK_S = 60.0
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +117,7 @@ def rate_limited(snapshot: Snapshot) -> Iterator[Finding]:
 
     The limit is each node's own. Where one of these nodes has none, the task is not held back.
     """
-    limits = {node.name: {task.name: per_second(task.rate_limit) for task in node.tasks} for node in snapshot.answering}
+    limits = {node.name: {task.name: _pace(task.rate_limit) for task in node.tasks} for node in snapshot.answering}
     waits: Counter[str] = Counter()
     nodes: dict[str, set[str]] = defaultdict(set)
     where: dict[str, list[str]] = defaultdict(list)
@@ -152,24 +151,23 @@ def _rate_limited(
         ),
         evidence={
             "waiting": count,
-            "rate_limits": {name: said[name] for name in nodes[:20]},
+            "rate_limits": [f"{name}: {said[name]}" for name in nodes[:20]],
             "needs_s": round(count / rate, 1),
             **({"accepted_in_window": snapshot.window.accepted.get(task, 0)} if snapshot.window else {}),
         },
         hint=(
-            "Not as easy as -p do=limit: what a node holds back already is stuck once the limit changes, in no reply "
-            "and in no queue, until that node is restarted. Pause the queue, let the node drain, then change it; or "
-            "change it and restart the nodes one by one."
+            "-p do=limit alone changes little: what a node has received under the old limit goes on at that pace, in "
+            "no answer and in no queue. Pause the queue, restart its nodes warmly (SIGTERM), which gives those "
+            "messages back, then set the limit and resume."
         ),
         runbook="queue-backlog",
     )
 
 
-def per_second(rate_limit: str) -> float:
-    """Return a rate limit as Celery reads it: "10/m", "1/h", "100"; 0 for none, and for one that is no number."""
-    figure, _, unit = rate_limit.partition("/")
+def _pace(rate_limit: str) -> float:
+    """Return how many a second a node's rate limit allows; 0 for none, and for one that nobody can read."""
     try:
-        return max(0.0, float(figure)) / _UNITS_S.get(unit or "s", float("inf"))
+        return pace(rate_limit)
     except ValueError:
         return 0.0
 

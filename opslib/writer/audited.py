@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib import refusals
-from opslib.errors import NotFound
+from opslib.errors import NotFound, OpsError
 from opslib.keys import key_name, raw_name
 from opslib.writer import lock, sites
 
@@ -160,14 +160,16 @@ def reconcile(report: Report, broker: Broker, *, max_keys: int = MAX_KEYS) -> Re
     Compare what the file says with the journals that the deployment still has; return the report with what differs.
 
     Raises:
-        OpsError: If a database does not answer, or does not permit to look.
+        OpsError: If the broker does not answer, or a database does not permit to look.
     """
     shown, unseen = [], []
+    silent: list[OpsError] = []
     with refusals.explained(broker.target.shown_broker):
-        for site in sites.of(broker):
+        for site in sites.of(broker, unseen=silent):
             report, left = _reconciled(report, site, max_keys)
             shown.append(site.target.shown_broker)
             unseen += [left] if left else []
+    unseen += [error.message for error in silent]
     return replace(report, broker=", ".join(shown), unseen=" ".join(unseen))
 
 

@@ -139,33 +139,37 @@ def _held_back(
     """
     Return why a change of limits would be a trap, and otherwise what is to be said of tasks received under the old one.
 
-    Those are unacknowledged and in no answer; and those that a node keeps until their time comes. Without an old limit
-    there is no bucket.
+    Those are unacknowledged, and in no answer. Without an old limit there is no bucket. What a node keeps until its
+    time comes has the limit under which it was received, whichever that was, and is only worth a word.
     """
     paces = [(_per_s(old), old) for old in had.values() if old]
+    later = {each.task_id for each in held if each.place == "scheduled" and each.task == task and each.node in had}
+    note = (
+        f" {_tasks(len(later))} with a time of their own keep the limit under which they were received."
+        if later
+        else ""
+    )
     if not paces:
-        return "", ""
+        return "", note
     slowest, old = min(paces)
-    first, whole = _in_no_answer(broker, task, held)
+    count, whole = _in_no_answer(broker, task, held)
     if not whole:
         return f"Not all of what is unacknowledged could be read: what {old} holds back is not known.", ""
-    if first:
-        time.sleep(_LOOK_AGAIN_S)
-        _, again, _ = nodes.look(broker)
-        first &= _in_no_answer(broker, task, again)[0]
-    scheduled = {each.task_id for each in held if each.place == "scheduled" and each.task == task and each.node in had}
-    count = len(first) + len(scheduled)
     if not count:
-        return "", ""
+        return "", note
     takes_s = count / slowest if slowest else inf
-    some = f"{count:,} task{'s' * (count != 1)} received under {old} go{'es' * (count == 1)} on at that pace"
+    some = f"{_tasks(count)} received under {old} {'goes' if count == 1 else 'go'} on at that pace"
     if takes_s <= _SOON_S:
-        return "", f" {some}, for up to {spell(takes_s)}."
+        return "", f" {some}, for up to {spell(takes_s)}.{note}"
     return (
         f"{some} for up to {spell(takes_s)}, whatever is ordered now: the node keeps what it holds back apart, in no "
         "answer, and takes less from its queues until then. Pause the queue and restart its nodes warmly (SIGTERM), "
         f"which gives the messages back; then set the limit.{_or_silent(silent)}"
     ), ""
+
+
+def _tasks(count: int) -> str:
+    return f"{count:,} task{'s' * (count != 1)}"
 
 
 def _or_silent(silent: int) -> str:
@@ -181,8 +185,22 @@ def _per_s(rate: str) -> float:
         return 0.0
 
 
-def _in_no_answer(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[set[str], bool]:
-    """Return the delivery tags of a task's messages that no node reports, and whether all of them could be read."""
+def _in_no_answer(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[int, bool]:
+    """
+    Return how many of a task's messages are delivered and no node reports, and whether all of them could be read.
+
+    Seen twice, so that one which is just being delivered does not count.
+    """
+    first, whole = _unreported(broker, task, held)
+    if not first or not whole:
+        return 0, whole
+    time.sleep(_LOOK_AGAIN_S)
+    _, again, _ = nodes.look(broker)
+    second, whole = _unreported(broker, task, again)
+    return len(first & second), whole
+
+
+def _unreported(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[set[str], bool]:
     rows, _, coverage = unacked.read(broker, {}, max_messages=_MOST_UNACKED)
     reported = {each.task_id for each in held}
     tags = {row.delivery_tag for row in rows if row.task == task and row.task_id not in reported}

@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from opslib.keys import Keyspace
+from opslib.errors import OpsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from redis import Redis
 
     from opslib.broker import Broker
 
 
-def of(broker: Broker) -> Iterator[Broker]:
-    """Yield the broker's database, and the result backend's where that is another one."""
+def of(broker: Broker, *, unseen: list[OpsError] | None = None) -> Iterator[Broker]:
+    """
+    Yield the broker's database, then the result backend's and those of the application's keys, each of them once.
+
+    Args:
+        unseen: Gets what is wrong with those that do not answer, instead of an error that ends it.
+
+    Raises:
+        OpsError: On reaching one that does not answer; what was looked for may have been found before.
+    """
     yield broker
-    if broker.results is None or broker.results is broker.reads:
-        return
-    information = cast("Mapping[str, Any]", broker.results.info())
-    database = int(broker.results.connection_pool.connection_kwargs.get("db") or 0)
-    same_server = information.get("run_id") == broker.information.get("run_id")
-    if same_server and database == broker.keys.database:
-        return
-    yield replace(
-        broker,
-        target=msgspec.structs.replace(broker.target, broker_url=broker.target.result_backend),
-        reads=broker.results,
-        keys=Keyspace(database=database, result_prefix=broker.keys.result_prefix),
-        information=information,
-    )
+    asked, known = {broker.reads}, {_identity(broker)}
+    for client, url in _others(broker):
+        if client in asked:
+            continue
+        asked.add(client)
+        try:
+            site = broker.elsewhere(client, url)
+        except OpsError as error:
+            if unseen is None:
+                raise
+            unseen.append(error)
+            continue
+        if _identity(site) not in known:
+            known.add(_identity(site))
+            yield site
 
 
 def planned(broker: Broker, fingerprint: str) -> Broker:
     """Return the database that a plan was made for; the broker's, if it is none of them, where it is refused."""
-    if fingerprint == broker.fingerprint:
-        return broker
     return next((site for site in of(broker) if site.fingerprint == fingerprint), broker)
+
+
+def _others(broker: Broker) -> Iterator[tuple[Redis, str]]:
+    if broker.results is not None:
+        yield broker.results, broker.target.result_backend
+    for name, client in broker.apps.items():
+        yield client, broker.target.app_keys[name].url
+
+
+def _identity(site: Broker) -> tuple[object, int]:
+    """Return what a database is known by, whichever URL leads to it: its server, and its number there."""
+    return site.information.get("run_id") or site.target.broker_url, site.keys.database

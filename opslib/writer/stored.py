@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from opslib import settings
+from opslib import settings, values
 from opslib.errors import Refused
 from opslib.keys import key_name, raw_name
 from opslib.plan import Action, Outcome, Status
@@ -15,9 +14,6 @@ from opslib.writer import points, scripts, vault
 from opslib.writer.primitive import Primitive
 from opslib.writer.vault import Kept
 
-#: A collection with more elements, or of more bytes, is not compared in one step: that would stop everybody else.
-_MOST_ELEMENTS = 2_000
-_MOST_BYTES = 4 * 1024 * 1024
 #: What an element costs beside its bytes, in a batch.
 _ELEMENT = 500
 _PER_BATCH = 50
@@ -33,13 +29,6 @@ _WHY_NOT = {
 }
 
 
-def value_digest(parts: Sequence[bytes]) -> str:
-    """Return the sha256 by which a plan knows a value: of a string its bytes, else each part with its length."""
-    if len(parts) == 1:
-        return hashlib.sha256(parts[0]).hexdigest()
-    return hashlib.sha256(b"".join(b"%d:%b\n" % (len(part), part) for part in parts)).hexdigest()
-
-
 def delete(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[Outcome]:
     """Save what the keys hold to the vault, and remove those that still hold it."""
     outcomes: list[Outcome] = []
@@ -48,7 +37,7 @@ def delete(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[
         found = read(primitive, action.copies[0].key)
         if isinstance(found, str):
             outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=found))
-        elif action.copies[0].sha256 and value_digest(found[0].parts) != action.copies[0].sha256:
+        elif action.copies[0].sha256 not in {"", values.digest(found[0].type, found[0].parts)}:
             outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT["C"]))
         else:
             kept.append((action, *found))
@@ -117,7 +106,7 @@ def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str,
         Refused: If a vault is missing or damaged; nothing was written.
     """
     now_ms = int(primitive.broker.server_time().timestamp() * 1000)
-    values = _from_vaults(items)
+    kept_values = _from_vaults(items)
     letters = ["E"] * len(items)
     orders: list[tuple[int, _Order, dict[str, Any]]] = []
     for at, (item, life, undoes) in enumerate(items):
@@ -127,7 +116,7 @@ def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str,
             left = "" if int(life) < 0 else max(1, int(life) - (now_ms - int(item["at"])))
             orders.append((at, ("expire", key, "", "", left, "", ()), receipt))
         elif until is None or int(until) > now_ms:
-            kept = values[key]
+            kept = kept_values[key]
             left = "" if until is None else int(until) - now_ms
             orders.append((at, ("put", key, kept.type, "", left, "", kept.parts), receipt))
     for some in _batches(orders, lambda each: _weight(each[1][-1])):
@@ -141,17 +130,17 @@ def read(primitive: Primitive, key: str) -> tuple[Kept, str] | str:
     """Return what a key holds and its fingerprint, or why it cannot be kept."""
     name = raw_name(key)
     weight = primitive.broker.reads.memory_usage(name) or 0
-    if weight > _MOST_BYTES and primitive.broker.reads.type(name) != b"string":
-        return f"It weighs {weight:,} bytes; at most {_MOST_BYTES:,} of a collection are compared in one step."
+    if weight > values.MOST_BYTES and primitive.broker.reads.type(name) != b"string":
+        return values.too_large("", 0, weight)
     text = scripts.text("read_key")
-    answer = cast("list[Any]", primitive.broker.writes.eval(text, 1, name, _MOST_ELEMENTS))
+    answer = cast("list[Any]", primitive.broker.writes.eval(text, 1, name, values.MOST_ELEMENTS))
     kind = answer[0].decode()
     if kind == "none":
         return _WHY_NOT["G"]
     if kind == "TOOLARGE":
-        return f"It has {int(answer[1]):,} elements; at most {_MOST_ELEMENTS:,} are compared in one step."
+        return values.too_large("", int(answer[1]), 0)
     if len(answer) == 1:
-        return f"It is a {kind}, which cannot be kept."
+        return values.not_kept(kind)
     life = int(answer[1])
     expires_at_ms = None if life < 0 else int(primitive.broker.server_time().timestamp() * 1000) + life
     return Kept(key=name, type=kind, parts=tuple(answer[3]), expires_at_ms=expires_at_ms), answer[2].decode()
@@ -166,11 +155,11 @@ def remove(primitive: Primitive, action: Action, where: str) -> str:
 
 def _call(primitive: Primitive, role: str, orders: Sequence[_Order], items: Sequence[Mapping[str, Any]]) -> str:
     keys = primitive.keys()
-    values: list[bytes | str | float] = []
+    given: list[bytes | str | float] = []
     for verb, key, kind, print_, life, was, parts in orders:
-        values += [keys.number(key), verb, kind, print_, life, was, len(parts), *parts]
+        given += [keys.number(key), verb, kind, print_, life, was, len(parts), *parts]
     receipt = {"op": "keys", "role": role, "items": list(items)}
-    return primitive.call("keys", keys, values, receipt=receipt, about={role: [item["key"] for item in items]}).letters
+    return primitive.call("keys", keys, given, receipt=receipt, about={role: [item["key"] for item in items]}).letters
 
 
 def _weight(parts: Sequence[bytes]) -> int:
@@ -194,17 +183,17 @@ def _batches(each_of: Sequence[T], weight_of: Callable[[T], int]) -> Iterator[li
 
 def _from_vaults(items: Sequence[tuple[Mapping[str, Any], str, tuple[str, int]]]) -> dict[str, Kept]:
     wanted = {raw_name(str(item["key"])) for item, _, _ in items if "vault" in item}
-    values: dict[str, Kept] = {}
+    found: dict[str, Kept] = {}
     for where in sorted({str(item["vault"]) for item, _, _ in items if "vault" in item}):
         path = (settings.reports_root() / where).resolve()
         if not path.is_relative_to(settings.reports_root().resolve()):
             raise Refused(f"The journal names a vault outside the archive: {where}.")
         _, entries = vault.read(path)
-        values |= {key_name(k.key): k for k in entries if k.key in wanted}
-    missing = wanted - {raw_name(name) for name in values}
+        found |= {key_name(k.key): k for k in entries if k.key in wanted}
+    missing = wanted - {raw_name(name) for name in found}
     if missing:
         raise Refused(f"The vault does not hold {len(missing)} of the keys that were removed; nothing was put back.")
-    return values
+    return found
 
 
 def _life(life_s: float | None) -> str:

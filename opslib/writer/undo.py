@@ -40,8 +40,11 @@ def plan(broker: Broker, run_id: str) -> Plan:
 
 def _found(broker: Broker, run_id: str) -> tuple[Broker, Journal]:
     """Return the run's journal and the database that has it."""
-    found = [(site, journals.read(site, run_id)) for site in sites.of(broker)]
-    return next((each for each in found if each[1].batches), found[0])
+    for site in sites.of(broker):  # one after the other: where it is not, nobody has to answer
+        journal = journals.read(site, run_id)
+        if journal.batches:
+            return site, journal
+    return broker, Journal(run_id=run_id)
 
 
 def _of_full(broker: Broker, run_id: str) -> Iterator[Action]:

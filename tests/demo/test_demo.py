@@ -21,7 +21,7 @@ from celery import Celery
 from redis import Redis
 
 from opslib import demo
-from opslib.demo import Demo, server, state, system
+from opslib.demo import Demo, faults, server, state, system
 from opslib.errors import Exit, SettingsError
 from opslib.findings import CODES
 
@@ -157,6 +157,11 @@ class TestFaults:
             "stuck-active": 1,
             "scheduled-beyond-visibility": 1,
             "retry-loop": 1,
+            "retry-storm": 1,
+            "hopeless-retry": 1,
+            "queue-backlog": 1,
+            "priority-inverted": 1,
+            "unregistered-task": 1,
         }
 
     def test_killed_node_leaves_six_messages(self, shop: Demo, redis: Redis, app: Celery) -> None:
@@ -170,7 +175,7 @@ class TestFaults:
         assert len(held) == 6
         assert {envelope["headers"]["task"] for envelope in held.values()} == {"shop.render_report"}
         assert all(redis.zscore("unacked_index", tag) for tag in tags)
-        assert all(list(reply) == ["crowd@shop"] for reply in replies)
+        assert all(sorted(reply) == ["clerk@shop", "crowd@shop"] for reply in replies)
         assert not any(orphan in json.dumps(replies) for orphan in orphans)
 
     def test_two_of_the_six_were_running(self, shop: Demo, redis: Redis) -> None:
@@ -199,13 +204,14 @@ class TestFaults:
         assert json.loads(behind)["headers"]["task"] == "shop.resize_thumbnail"
 
     def test_poison_has_killed_its_worker(self, shop: Demo, app: Celery) -> None:
-        """The worker that met the first one died of it, so the only node left does not consume the queue."""
+        """The worker that met the first one died of it, so no node that is left consumes the queue."""
         queues = app.control.inspect(timeout=2).active_queues() or {}
 
         assert not psutil.pid_exists(shop.processes["imports@shop"])
         assert "JSONDecodeError" in (shop.folder / "imports.log").read_text()
         assert {node: {q["name"] for q in its} for node, its in queues.items()} == {
-            "crowd@shop": {"celery", "emails", "reports"}
+            "crowd@shop": {"celery", "emails", "reports"},
+            "clerk@shop": {"invoices"},
         }
         assert subject(shop, "queue-without-consumer") == "imports"
 
@@ -236,6 +242,23 @@ class TestFaults:
 
         assert eta - datetime.now(UTC) > timedelta(hours=1, minutes=30)
         assert reminder in json.dumps(app.control.inspect(["crowd@shop"]).scheduled())
+
+    def test_a_storm_retries_the_same_error(self, shop: Demo, redis: Redis) -> None:
+        """Twenty tasks of one name, each with a message for its next attempt, and a result that tells the error."""
+        stormy = {i: e for i, e in unacked(redis).items() if e["headers"]["task"] == subject(shop, "retry-storm")}
+
+        assert len(stormy) == faults.STORM
+        assert {result(redis, task_id)["result"]["exc_type"] for task_id in stormy} == {"TypeError"}
+        assert all(4 <= e["headers"]["retries"] < 10 for e in stormy.values())
+
+    def test_invoices_come_faster_than_they_are_printed(self, redis: Redis) -> None:
+        """So the queue grows; what was meant as urgent is served last, beside a task of an old name."""
+        before = redis.llen("invoices")
+        last = [json.loads(raw) for raw in redis.lrange("invoices\x06\x169", 0, -1)]
+
+        wait_until(lambda: redis.llen("invoices") > before, within_s=30)
+        assert sorted(m["properties"]["priority"] for m in last) == [9, *[10] * faults.INVOICES[10]]
+        assert {m["headers"]["task"] for m in last} == {"shop.print_invoice", "shop.print_invoices"}
 
     def test_healthy_work_looks_healthy(self, shop: Demo, redis: Redis) -> None:
         """What is unacknowledged or unfinished for longer than a moment is one of the faults, or due soon."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields as fields_of
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from opslib.facts import (
     Coverage,
+    DeadLetter,
     HeldTask,
     NodeInfo,
+    QuarantinedMessage,
     QueueInfo,
     Reading,
     ServerInfo,
@@ -21,12 +24,15 @@ from opslib.facts import (
     UnackedMessage,
     UnreadableMessage,
     WaitingMessage,
+    Whereabouts,
 )
 
 NOW = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 NOW_S = NOW.timestamp()
 NODE = "w1@lab"
+RUN = "20261121T021500Z-stuck-tasks-7f3a9c"
 PLACES = ("server", "keyspace", "workers", "waiting", "unacked", "results")
+AnySnapshot = TypeVar("AnySnapshot", bound=Snapshot)
 _NUMBERS = count(1)
 
 
@@ -146,7 +152,27 @@ def snapshot(**fields: Any) -> Snapshot:
     return Snapshot(**{**given, **{name: _rows(value) for name, value in fields.items()}})
 
 
-def twice(seen: Snapshot, **before: Any) -> Snapshot:
+def whereabouts(*ids: str, **fields: Any) -> Whereabouts:
+    """Return one look at certain tasks in that system; every place was searched, what is kept aside too."""
+    seen = snapshot()
+    given = {each.name: getattr(seen, each.name) for each in fields_of(seen)}
+    kept = tuple(Coverage(place=place, seen=1) for place in ("quarantine", "dead letters"))
+    mine = {"ids": frozenset(ids), "coverage": (*seen.coverage, *kept)}
+    return Whereabouts(**{**given, **mine, **{name: _rows(value) for name, value in fields.items()}})
+
+
+def letter(task_id: str, **fields: Any) -> DeadLetter:
+    """Return an entry of a list of dead letters."""
+    return DeadLetter(task_id=task_id, **{"task": "tests.ok", "key": "celery.dead", **fields})
+
+
+def put_aside(task_id: str, **fields: Any) -> QuarantinedMessage:
+    """Return a message that a run took out of circulation."""
+    given = {"run_id": RUN, "queue": "celery", "place": "waiting", "task": "tests.ok", "unreadable": ""}
+    return QuarantinedMessage(**{"subject": task_id, **given, "sha256": "s", "size_bytes": 900, **fields})
+
+
+def twice(seen: AnySnapshot, **before: Any) -> AnySnapshot:
     """Return the snapshot as the second of two looks; the first, two seconds earlier, saw the same but for `before`."""
     first = {name: getattr(seen, name) for name in Reading.__slots__ if name != "taken_at"}
     changed = {name: _rows(value) for name, value in before.items()}
