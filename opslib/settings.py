@@ -24,7 +24,7 @@ BY_ENVIRONMENT = "default"
 
 BROKER_NAMES = ("OPS_BROKER_URL", "BROKER_URL", "CELERY_BROKER_URL", "REDIS_URL")
 RESULT_NAMES = ("OPS_RESULT_BACKEND", "CELERY_RESULT_BACKEND", "RESULT_BACKEND")
-#: Variables by which applications name the databases of keys of their own, with what those are and what they are called.
+#: Variables by which applications name the databases of keys of their own; what those are, and what they are called.
 APP_KEY_NAMES = {"REDIS_PROGRESS_URL": ("progress", "progress:{task_id}"), "REDIS_LOGS_URL": ("logs", "logs:{task_id}")}
 
 #: What stands for a task's id in the name of a key.
@@ -317,9 +317,9 @@ def _from_table(name: str, table: dict[str, Any], variables: _Environment, file:
             where = f"{FILE}: targets.{name}.{key}"
             values[key], origins[key] = _resolve(values[key], where, variables, file.parent)
     values["app_keys"] = _table(values.get("app_keys", {}), f"{FILE}: targets.{name}.app_keys")
-    for key, table in values["app_keys"].items():
+    for key, value in values["app_keys"].items():
         where = f"app_keys.{key}"
-        each = dict(_table(table, f"{FILE}: targets.{name}.{where}"))
+        each = dict(_table(value, f"{FILE}: targets.{name}.{where}"))
         origins |= dict.fromkeys((f"{where}.{field}" for field in each), FILE)
         if isinstance(each.get("url"), str) and each["url"]:
             full = f"{FILE}: targets.{name}.{where}.url"

@@ -19,8 +19,8 @@ def digest(kind: str, parts: Sequence[bytes]) -> str:
     Args:
         kind: As Redis calls the type.
 
-        parts: Elements of a list; members of a set, in any order; of a hash each field with its value, in any order; of a
-            sorted set each member with its score, in their order.
+        parts: Elements of a list; members of a set, in any order; of a hash each field with its value, in any order; of
+            a sorted set each member with its score, in their order.
     """
     if kind == "string":
         return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -86,8 +86,14 @@ def prose(text: str) -> str:
 # Reference: each table is the code's
 
 
+def home_of(code: str) -> str:
+    """Return the page that has a finding code's paragraph, as the one table links to it."""
+    (page,) = re.findall(rf"^\| \[`{code}`\]\(([\w-]+\.md)#{code}\) ", read("docs/findings.md"), re.MULTILINE)
+    return f"docs/{page}"
+
+
 def test_every_finding_code_is_explained():
-    """The one table has the codes and sentences of the code, and each links to a paragraph of its own."""
+    """The one table has the codes and sentences of the code, in its order."""
     rows, *_ = tables(read("docs/findings.md"))
 
     said = {re.sub(r"\[(.*)\]\(.*\)", r"\1", code): sentence for code, sentence, _ in rows}
@@ -95,14 +101,19 @@ def test_every_finding_code_is_explained():
     assert list(said) == list(CODES)
     for code, _, severity in rows:
         assert set(severity.split(", or ")) <= set(map(str, Severity)), code
-    paragraphs = re.findall(r"^### (.*)$", section(read("docs/stuck-tasks.md"), "## The findings"), re.MULTILINE)
-    assert paragraphs == list(CODES)
+
+
+def test_no_finding_code_is_explained_twice():
+    """Its paragraph stands on the page that the table links to; no page explains what is no code."""
+    for path in {home_of(code) for code in CODES}:
+        paragraphs = re.findall(r"^### (.*)$", section(read(path), "## The findings"), re.MULTILINE)
+        assert paragraphs == [code for code in CODES if home_of(code) == path], path
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_every_paragraph_says_on_what_evidence_and_what_is_done(code):
     """Evidence first; then what is planned or what a person does, and when it cannot be told."""
-    paragraph = section(read("docs/stuck-tasks.md"), f"### {code}")
+    paragraph = section(read(home_of(code)), f"### {code}")
 
     assert "- **Evidence**" in paragraph
     assert "- **Plan**" in paragraph or "- **What to do**" in paragraph

@@ -166,5 +166,5 @@ def test_no_executed_copy_is_kept(path: Path) -> None:
     command = [git, "ls-files", "--cached", "--others", "--exclude-standard", "*.ipynb"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
 
-    assert listed.stdout.split() == [f"runbooks/{each.name}" for each in NOTEBOOKS]
+    assert sorted(listed.stdout.split()) == [f"runbooks/{each.name}" for each in NOTEBOOKS]
     assert path.name

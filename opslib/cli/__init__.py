@@ -12,6 +12,7 @@ from opslib import __version__
 from opslib.cli import (
     audit,
     changes,
+    cleanup,
     config,
     demo,
     find,
@@ -81,6 +82,7 @@ runbooks.register(app)
 changes.register(app)
 find.register(app)
 task.register()
+cleanup.register()
 tasks.register(app)
 queues.register(app)
 workers.register(app)

@@ -10,7 +10,7 @@ from opslib.cli import changes, confirm, find, options, output, results
 from opslib.errors import Exit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from opslib.broker import Broker
     from opslib.direct import Look
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 _SETTLE = "0.5s"
 #: What its runs are called.
 _NAME = "cleanup-task"
+
+
+def register() -> None:
+    """Add the command to those of single tasks."""
+    find.task.command()(cleanup)
 
 
 def cleanup(
@@ -49,10 +54,11 @@ def cleanup(
     Example: ops task cleanup 8a1f… --target prod --apply
     """
     del verbose
+    from opslib import direct, records
     from opslib.symptoms import cleanup as remnants
 
     form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
-    wanted = list(dict.fromkeys(find.named(each) for each in ids))
+    wanted = list(dict.fromkeys(options.task_id(each) for each in ids))
     broker = output.open_broker(target, env_file)
     seen, keys = _look(broker, wanted, timeout)
     _refuse_unless_over(seen)
@@ -68,8 +74,24 @@ def cleanup(
         _agreed(broker, plans, form, asks)
         # What was just moving can slip through one look; and while a person read, somebody may have sent it again.
         _refuse_unless_over(_look(broker, wanted, timeout)[0])
-    looks = [_again(plan, wanted, timeout) for plan in plans]
-    _conclude(list(_carried_out(broker, plans, looks, dry_run=not apply, reason=reason)), form)
+    runs = []
+    for plan in plans:
+        found = records.rows(remnants.diagnose(seen, _of(plan, keys)))
+        runs.append(
+            direct.run(
+                _NAME,
+                plan,
+                broker,
+                dry_run=not apply,
+                reason=reason,
+                runbook=_NAME,
+                found=found,
+                look=_left_of(plan, wanted, timeout),
+            )
+        )
+        if runs[-1].exit_code is Exit.INTERRUPTED:
+            break
+    _conclude(runs, form)
 
 
 def _look(broker: Broker, ids: Sequence[str], timeout: str) -> tuple[Whereabouts, list[TaskKey]]:
@@ -140,31 +162,22 @@ def _agreed(broker: Broker, plans: Sequence[Plan], form: options.Format, asks: c
         raise typer.Exit(int(Exit.ATTENTION))
 
 
-def _again(plan: Plan, ids: Sequence[str], timeout: str) -> Look:
-    """Return the look after a plan's run: what is left of its own keys."""
+def _of(plan: Plan, keys: Sequence[TaskKey]) -> list[TaskKey]:
+    """Return a plan's own keys."""
     meant = {copy.key for action in plan for copy in action.copies}
+    return [key for key in keys if key.fingerprint == plan.fingerprint and key.key in meant]
+
+
+def _left_of(plan: Plan, ids: Sequence[str], timeout: str) -> Look:
+    """Return the look at what is left of a plan's own keys."""
 
     def look(broker: Broker) -> tuple[Snapshot, list[Finding]]:
         from opslib.symptoms import cleanup as remnants
 
         seen, keys = _look(broker, ids, timeout)
-        left = [key for key in keys if key.fingerprint == plan.fingerprint and key.key in meant]
-        return seen, remnants.diagnose(seen, left)
+        return seen, remnants.diagnose(seen, _of(plan, keys))
 
     return look
-
-
-def _carried_out(
-    broker: Broker, plans: Sequence[Plan], looks: Sequence[Look], *, dry_run: bool, reason: str
-) -> Iterator[RunResult]:
-    """Make each plan a run; one that is interrupted is the last."""
-    from opslib import direct
-
-    for plan, look in zip(plans, looks, strict=True):
-        run = direct.run(_NAME, plan, broker, dry_run=dry_run, reason=reason, runbook=_NAME, look=look)
-        yield run
-        if run.exit_code is Exit.INTERRUPTED:
-            return
 
 
 def _conclude(runs: Sequence[RunResult], form: options.Format) -> NoReturn:
@@ -187,9 +200,7 @@ def _conclude(runs: Sequence[RunResult], form: options.Format) -> NoReturn:
     raise typer.Exit(max(int(run.exit_code) for run in runs))
 
 
-def _nothing(
-    seen: Whereabouts, keys: Sequence[TaskKey], findings: Sequence[Finding], form: options.Format
-) -> NoReturn:
+def _nothing(seen: Whereabouts, keys: Sequence[TaskKey], findings: Sequence[Finding], form: options.Format) -> NoReturn:
     """
     Say that there is nothing to remove, and why.
 

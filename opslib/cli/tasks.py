@@ -71,6 +71,13 @@ def tasks(
     if len(rows) > limit:
         output.say(f"{len(rows) - limit:,} more; --limit shows them.")
     waiting = sum(queue.depth for queue in snapshot.queues) - len(snapshot.waiting)
+    if state is State.RETRYING and rows:
+        counted = sum(sum(queue.retrying.values()) for queue in snapshot.queues) - sum(
+            row.place == "waiting" for row in rows
+        )
+        if counted > 0:
+            output.say(f"Retrying and waiting, not listed: {counted:,}; the most retried ones are.")
+        output.say("`ops run retry-storm` says why, and how often; `ops task stop --task NAME` ends them.")
     if state is State.WAITING and waiting > 0:
         output.say(f"Waiting and not listed: {waiting:,}. `ops queues` counts them all.")
     output.blind(snapshot.coverage)
@@ -83,9 +90,10 @@ def _rows(snapshot: Snapshot, state: State, limits: Thresholds) -> list[Any]:
         return list(snapshot.unacked)
     if state is State.WAITING:
         return list(snapshot.waiting)
+    from opslib.symptoms import retries, stuck_tasks
+
     if state is State.RETRYING:
-        return [message for message in (*snapshot.unacked, *snapshot.waiting) if message.retries]
-    from opslib.symptoms import stuck_tasks
+        return list(retries.retrying(snapshot))
 
     return stuck_tasks.diagnose(snapshot, limits)
 

@@ -69,7 +69,7 @@ def read(
     """
     Return the keys that are there, and how many were looked for in each database; one that does not answer is silent.
 
-    A value is read to be known again, and is kept nowhere. One that is too large to be compared in one step is not read.
+    A value is read to be known again, and kept nowhere. One that is too large to be compared in one step is not read.
 
     Args:
         names: Only these: "result", or what the target calls the application's keys; all of them where none is named.
@@ -115,9 +115,7 @@ def _key(broker: Broker, name: str, task_id: str) -> str:
     return key
 
 
-def _of_database(
-    broker: Broker, client: Redis, url: str, wanted: Sequence[_Wanted]
-) -> tuple[list[TaskKey], Coverage]:
+def _of_database(broker: Broker, client: Redis, url: str, wanted: Sequence[_Wanted]) -> tuple[list[TaskKey], Coverage]:
     shown = redact.url(url)
     place = f"keys in {shown}"
     rows: list[TaskKey] = []
@@ -213,11 +211,11 @@ def _pieces(rows: Sequence[TaskKey]) -> Iterator[list[TaskKey]]:
         yield piece
 
 
-def _with_value(row: TaskKey, value: Any) -> TaskKey:
+def _with_value(row: TaskKey, value: object) -> TaskKey:
     if value is None or (row.type != "string" and not value):
         return replace(row, fixed=_CHANGED)
     digest = values.digest(row.type, list(_PARTS[row.type](value)))
-    return replace(row, sha256=digest, group=_group(value) if row.name == RESULT and row.type == "string" else "")
+    return replace(row, sha256=digest, group=_group(value) if row.name == RESULT and isinstance(value, bytes) else "")
 
 
 def _of_long(client: Redis, row: TaskKey) -> TaskKey:

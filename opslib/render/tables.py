@@ -122,6 +122,7 @@ def nodes(rows: Sequence[NodeInfo | Row], held: Iterable[HeldTask | Row] = ()) -
             Column("Pool"),
             Column("Busy", "number"),
             Column("Prefetch", "number"),
+            Column("Reserved", "number"),
             Column("Scheduled", "number"),
             Column("Memory", "number"),
             Column("Up", "number"),
@@ -134,7 +135,7 @@ def nodes(rows: Sequence[NodeInfo | Row], held: Iterable[HeldTask | Row] = ()) -
 
 def _node(row: Row, places: Mapping[tuple[str, str], int]) -> tuple[object, ...]:
     if not row["answered"]:
-        return (words.shown(row["name"]), "no answer", "", "", "", "", "", "", "")
+        return (words.shown(row["name"]), "no answer", *[""] * 8)
     slots = f"{places.get((row['name'], 'active'), 0)} of {row['concurrency']}"
     up = spell(row["uptime_s"]) if row["uptime_s"] else ""
     return (
@@ -143,7 +144,7 @@ def _node(row: Row, places: Mapping[tuple[str, str], int]) -> tuple[object, ...]
         row["pool"],
         slots,
         row["prefetch"],
-        places.get((row["name"], "scheduled"), 0),
+        *(places.get((row["name"], place), 0) for place in ("reserved", "scheduled")),
         size(row["memory_bytes"]),
         up,
         _names(row["queues"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from opslib.durations import pace
 from opslib.errors import BadParameter, NotFound, OpsError
@@ -26,15 +27,11 @@ def purge(queue: str, lengths: Mapping[str, int], only: Selection | None = None)
 
         only: Which messages are meant; None for all.
     """
-    how, at_once = (f"{only.words()} ", "") if only else ("", " at once")
-    return _of_lists(
-        Kind.PURGE,
-        queue,
-        "quarantine",
-        lengths,
-        only,
-        f"{{count}} {how}leave circulation{at_once} and are kept; what nodes hold already stays there.",
-    )
+    how, at_once = (_how(only), "") if only else ("", " at once")
+    one = sum(lengths.values()) == 1
+    does = f"leave{'s' * one} circulation{at_once} and {'is' if one else 'are'} kept"
+    effect = f"{_told(lengths)}{how} {does}; what nodes hold already stays there."
+    return _of_lists(Kind.PURGE, queue, "quarantine", lengths, only, effect)
 
 
 def move(source: str, to: str, lengths: Mapping[str, int], only: Selection | None = None) -> list[Action]:
@@ -46,8 +43,8 @@ def move(source: str, to: str, lengths: Mapping[str, int], only: Selection | Non
 
         only: Which messages are meant; None for all.
     """
-    how = f" {only.words()}" if only else ""
-    effect = f"{{count}}{how} wait in {to} from now on, in their order; a retry of them stays there."
+    wait = "wait" if sum(lengths.values()) != 1 else "waits"
+    effect = f"{_told(lengths)}{_how(only)} {wait} in {to} from now on, in their order; a retry of them stays there."
     return _of_lists(Kind.MOVE, source, to, lengths, only, effect)
 
 
@@ -58,7 +55,8 @@ def expedite(queue: str, lengths: Mapping[str, int], only: Selection) -> list[Ac
     Args:
         lengths: Messages by key, for each of the queue's lists, the first served first: those that are meant.
     """
-    effect = f"{{count}} {only.words()} are served next, in their order, with priority 0."
+    are = "are" if sum(lengths.values()) != 1 else "is"
+    effect = f"{_told(lengths)}{_how(only)} {are} served next, in their order, with priority 0."
     return _of_lists(Kind.REORDER, queue, "next", lengths, only, effect)
 
 
@@ -66,12 +64,19 @@ def _of_lists(
     kind: Kind, queue: str, to: str, lengths: Mapping[str, int], only: Selection | None, effect: str
 ) -> list[Action]:
     copies = tuple(Copy(place="list", key=key, queue=queue, count=count) for key, count in lengths.items() if count)
-    count = sum(copy.count for copy in copies)
-    if not count:
-        return []
-    told = f"{count:,} message{'s' * (count != 1)}"
-    effect = effect.format(count=told)
-    return [Action(kind=kind, subject=queue, source=queue, destination=to, copies=copies, only=only, effect=effect)]
+    action = Action(kind=kind, subject=queue, source=queue, destination=to, copies=copies, only=only, effect=effect)
+    return [action] if copies else []
+
+
+def _told(lengths: Mapping[str, int]) -> str:
+    count = sum(lengths.values())
+    return f"{count:,} message{'s' * (count != 1)}"
+
+
+def _how(only: Selection | None) -> str:
+    """Return which messages are meant, as words behind their number; how many there are at most, that number says."""
+    words = replace(only, limit=0).words() if only else ""
+    return f" {words}" if words else ""
 
 
 def consuming(kind: Kind, queue: str, nodes: Iterable[str] = ()) -> list[Action]:
@@ -131,7 +136,7 @@ def _step(queue: QueueInfo, message: WaitingMessage) -> int:
 
 
 def _fitting(to: str, message: WaitingMessage, depth: int) -> None:
-    if not to.isdecimal():
+    if not (to.isascii() and to.isdecimal()):
         raise BadParameter(f"{to!r} is no place in a queue.", hint="Say next, last, or a number: 0 is served next.")
     if int(to) >= max(1, depth):
         raise BadParameter(

@@ -28,14 +28,15 @@ def diagnose(seen: Whereabouts, keys: Iterable[TaskKey]) -> list[Finding]:
 
 def refuse_live(seen: Whereabouts) -> None:
     """
-    Refuse to touch any key while one of the tasks can still be run: it would write the key again, and then it is
-    neither the old one nor whole, and cannot be put back.
+    Refuse to touch any key while one of the tasks can still be run.
+
+    It would write its keys again, and then they are neither the old ones nor whole, and an undo leaves them so.
 
     Raises:
         Refused: If one is waiting, unacked, active, reserved or scheduled; it says which, and where.
     """
-    live = {task_id: [p for p in dict.fromkeys(places) if p in PLACES] for task_id, places in seen.places.items()}
-    live = {task_id: places for task_id, places in live.items() if places}
+    found = {task_id: [p for p in dict.fromkeys(places) if p in PLACES] for task_id, places in seen.places.items()}
+    live = {task_id: places for task_id, places in found.items() if places}
     if not live:
         return
     told = [f"{task_id} is {_where(seen, task_id, places)}" for task_id, places in list(live.items())[:_NAMED]]
@@ -44,7 +45,7 @@ def refuse_live(seen: Whereabouts) -> None:
     hint = (
         "A node has it in its timer alone: if it was revoked, it is dropped when its time comes. Clean up after that."
         if timers
-        else f"`ops task stop {' '.join(list(live)[:_NAMED])}` takes it out of circulation first; or wait until it ends."
+        else f"`ops task stop {' '.join(list(live)[:_NAMED])}` first: it takes them out of circulation. Or let them end."
     )
     raise Refused(f"{'; '.join(told)}{more}. Nothing was changed.", hint=hint)
 
@@ -66,8 +67,9 @@ def blind(seen: Whereabouts) -> list[str]:
 
 def plan(seen: Whereabouts, keys: Sequence[TaskKey]) -> list[Plan]:
     """
-    Propose to remove the keys, each after its value is in the vault: one plan for each database, that of the results
-    last, so that a task keeps its result for as long as anything else is left of it.
+    Propose to remove the keys, each after its value is in the vault: one plan for each database.
+
+    That of the results is the last, so that a task keeps its result for as long as anything else is left of it.
 
     Args:
         seen: A view in which none of the tasks is in circulation, and nothing that matters was unseen.
@@ -97,7 +99,7 @@ def _left(key: TaskKey, task: str) -> Finding:
     return Finding(
         code="task-remnant",
         severity=Severity.ATTENTION,
-        subject=key.task_id,
+        subject=key.task_id if key.name == RESULT else key.key,
         task=task,
         message=f"Its {key.name} is a {key.type} of {size} in {key.database} and {life}. {key.fixed}".strip(),
         evidence={"key": key.key, "database": key.database, "group": key.group, "life_s": round(key.life_s)},

@@ -15,7 +15,7 @@ from opslib import signatures
 from opslib.errors import BadParameter
 from opslib.facts import RetryingTask, Snapshot, TaskRetries
 from opslib.findings import Finding, Severity, worst_first
-from opslib.plan import Plan
+from opslib.plan import Action, Plan
 from opslib.symptoms import causes, messages, sight, stops
 from opslib.symptoms.retries import CHORD_UNLOCK, by_task, retries_in_window, retrying
 from opslib.symptoms.view import View
@@ -305,10 +305,17 @@ def plan(
     if stop_loops:
         reasons |= {row.task_id: "retry-loop" for row in rows if row.retries >= limits.loop_after}
     names = {row.task_id: row.task for row in rows}
-    actions = [stops.of(snapshot, task_id, task=names[task_id], why=why) for task_id, why in reasons.items()]
+    actions = [_stop(snapshot, task_id, names[task_id], why) for task_id, why in reasons.items()]
     return plans.make(
         snapshot.target, snapshot.fingerprint, actions, max_actions=max_actions, made_at=snapshot.taken_at
     )
+
+
+def _stop(snapshot: Snapshot, task_id: str, task: str, why: str) -> Action:
+    action = stops.of(snapshot, task_id, task=task, why=why)
+    if task == CHORD_UNLOCK:
+        return replace(action, effect=f"{action.effect} The chord is given up: its body never runs.")
+    return action
 
 
 def _named(rows: Sequence[RetryingTask], task: str, signature: str, limit: int) -> list[str]:

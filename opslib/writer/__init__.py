@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from opslib.broker import Broker
 
 
+#: What may be about all that lists hold, or about what a filter means of it.
+_OF_LISTS = {Kind.PURGE, Kind.MOVE, Kind.REORDER}
+
+
 def apply(plan: Plan, broker: Broker, *, dry_run: bool = True, confirm: str = "") -> tuple[Outcome, ...]:
     """
     Carry out a plan, or say what that would do; inside a run the plan is saved either way.
@@ -228,7 +232,8 @@ def _under_lock(plan: Plan, broker: Broker, folder: Path) -> list[Outcome]:
         watching(broker, held) as watch,
     ):
         points.passed("after-lock")
-        primitive = Primitive(broker, held, run_id=run_id, told=told, watch=watch)
+        goes_on = bool(plan.continues)
+        primitive = Primitive(broker, held, run_id=run_id, told=told, watch=watch, goes_on=goes_on)
         left, outcomes = _not_done(plan, primitive)
         outcomes += _carry_out(left, primitive, held, folder)
         points.passed("before-verify")
@@ -291,11 +296,21 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
 def _parted(
     actions: Sequence[Action], groups: Sequence[tuple[set[Kind], Callable[[list[Action]], list[Outcome]]]]
 ) -> Iterator[tuple[list[Action], Callable[[list[Action]], list[Outcome]]]]:
-    """Yield what is carried out together, with what does so; an order to nodes by itself, for no journal proves one."""
+    """
+    Yield what is carried out together, with what does so.
+
+    An order to nodes is by itself, for no journal proves one; and so is what is about whole lists: that it is done, the
+    journal cannot say, for nobody knows what else would have been meant.
+    """
     for kinds, do in groups:
         group = [action for action in actions if action.kind in kinds]
-        parts = [[action] for action in group] if kinds <= resume.ORDERS - {Kind.REVOKE} else [group] * bool(group)
-        yield from ((part, do) for part in parts)
+        alone = [action for action in group if kinds <= resume.ORDERS - {Kind.REVOKE} or _is_of_lists(action)]
+        together = [action for action in group if action not in alone]
+        yield from ((part, do) for part in [*([action] for action in alone), *([together] if together else [])])
+
+
+def _is_of_lists(action: Action) -> bool:
+    return action.kind in _OF_LISTS and any(copy.place == "list" for copy in action.copies)
 
 
 def _purge(mover: Mover, action: Action) -> Outcome:

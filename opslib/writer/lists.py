@@ -283,16 +283,19 @@ def _most(primitive: Primitive, key: str) -> int:
     return max(1, min(most, _WINDOW_BYTES * client.llen(raw_name(key)) // used))
 
 
-def served_end(primitive: Primitive, key: str, wanted: int = 0) -> list[bytes]:
+def served_end(primitive: Primitive, key: str, wanted: int = 0, passed: int = 0) -> list[bytes]:
     """
     Return a window of the messages that would be served next, the first of them first.
 
     Args:
         wanted: So many, as far as one script may deal them, and at least one; 0 for as many as it may.
+
+        passed: So many at that end are passed over.
     """
     most = _most(primitive, key)
     most = min(most, wanted) if wanted else most
-    return cast("list[bytes]", primitive.broker.writes.lrange(raw_name(key), -most, -1))[::-1]
+    window = primitive.broker.writes.lrange(raw_name(key), -passed - most, -passed - 1)
+    return cast("list[bytes]", window)[::-1]
 
 
 def _dealt(batch: Batch) -> int:

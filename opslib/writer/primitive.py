@@ -80,6 +80,8 @@ class Primitive:
         told: What the journal says about the run, once: plan, target, runbook; and `server`, the run_id of the one
             server that takes its batches.
 
+        goes_on: Whether an earlier run may have done some of it, as the journal tells.
+
     Attributes:
         over: Why nothing more is sent; empty while the run may go on.
     """
@@ -87,9 +89,16 @@ class Primitive:
     over: str = ""
 
     def __init__(
-        self, broker: Broker, lock: Lock, *, run_id: str, told: Mapping[str, object], watch: Watch | None = None
+        self,
+        broker: Broker,
+        lock: Lock,
+        *,
+        run_id: str,
+        told: Mapping[str, object],
+        watch: Watch | None = None,
+        goes_on: bool = False,
     ) -> None:
-        self.broker, self.run_id, self.watch = broker, run_id, watch
+        self.broker, self.run_id, self.watch, self.goes_on = broker, run_id, watch, goes_on
         self._lock = lock
         self._plan = told.get("plan", "")
         self._line = json.dumps({"run": run_id, **told}, sort_keys=True)

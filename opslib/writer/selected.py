@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from redis.exceptions import RedisError
+
+from opslib import refusals
 from opslib.collectors import queues
 from opslib.envelope import Head, digest, head
+from opslib.errors import OpsError
 from opslib.keys import raw_name
 from opslib.plan import Action, Copy, Kind, Outcome, Status
 from opslib.rewrite import reprioritised, rerouted
@@ -18,6 +23,7 @@ from opslib.writer.moves import BATCH_MOVES, MOVED, MOVED_NEXT, UNDONE, Move, Mo
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
+    from opslib.writer.primitive import Primitive
 
 
 @dataclass(kw_only=True)
@@ -26,18 +32,20 @@ class _Account:
     What became of the messages of one action.
 
     Attributes:
-        unwritable: Sha256 of those that stay where they are, for they cannot be written as they would have to be.
+        unwritable: Those that stay where they are, for they cannot be written as they would have to be.
+
+        halted: Why it was not gone on with; empty if it was.
     """
 
     moved: int = 0
     gone: int = 0
-    unwritable: set[str] = field(default_factory=set)
+    unwritable: int = 0
     halted: str = ""
 
     @property
     def met(self) -> int:
-        """How many were dealt with, whatever became of them."""
-        return self.moved + self.gone + len(self.unwritable)
+        """How many were dealt with, whether or not a worker was quicker."""
+        return self.moved + self.gone
 
 
 def carry_out(mover: Mover, action: Action) -> Outcome:
@@ -60,10 +68,11 @@ def carry_out(mover: Mover, action: Action) -> Outcome:
 def _outcome(action: Action, account: _Account) -> Outcome:
     moved = f"{account.moved:,} message{'s' * (account.moved != 1)}"
     gone = f" {account.gone:,} were taken meanwhile." if account.gone else ""
-    left = len(account.unwritable)
+    left = account.unwritable
     odd = f" {left:,} cannot be written again and stay where they are." if left else ""
     if account.halted:
-        return Outcome(action=action, status=Status.FAILED, reason=f"{moved} were moved. {account.halted}")
+        reason = f"Of the messages, {account.moved:,} were moved. {account.halted}"
+        return Outcome(action=action, status=Status.FAILED, reason=reason)
     if not account.moved:
         return Outcome(action=action, status=Status.SKIPPED, reason=f"None of them waits any more.{gone}{odd}")
     where = {
@@ -83,37 +92,55 @@ class _Selected:
         self._broker: Broker = mover.primitive.broker
         self.account = _Account()
         self.ends_next = action.kind is Kind.REORDER
+        self._past = _past(self._primitive, action)
+        self._halfway = 0  # of those that were met, so many had been taken before
 
     def take(self, copy: Copy) -> None:
-        """Take what is meant out of one list."""
-        began, most = self.account.met, self._most(copy)
-        for key in self._on_the_way(copy.key):
-            self._pour(key, copy, most)
-        most -= self.account.met - began
-        if self._action.only is None:
+        """Take what is meant out of one list, and what an interrupted run had on its way out of it."""
+        halfway = list(dict.fromkeys(self._past.halfway[copy.key]))
+        # Later ones are before those on their way, once each is put next; otherwise behind them.
+        if self.ends_next:
+            self._take_meant(copy)
+            halfway.reverse()
+        began = self.account.met
+        for key in halfway:
+            self._pour(key, copy)
+        self._halfway += self.account.met - began
+        if not self.ends_next:
+            self._take_meant(copy)
+
+    def _take_meant(self, copy: Copy) -> None:
+        only, most = self._action.only, self._most(copy)
+        if most <= 0 or self.account.halted:
+            return
+        if only is None or (only.is_everything and not self.ends_next):
             self._pour(copy.key, copy, most)
             return
         length = self._broker.writes.llen(raw_name(copy.key))
-        if length <= lists.SEARCHABLE:
-            meant = [raw for raw in self._all(copy.key, length) if self._means(raw)][: max(0, most)]
+        is_short = length <= lists.SEARCHABLE
+        meant = self._meant(self._all(copy.key, length) if is_short else self._near(copy.key), copy)[:most]
+        if is_short or (only.limit and len(meant) == most):
             self._move([(copy.key, raw) for raw in meant], copy)
         else:
             self._sieve(copy, most)
 
     def _most(self, copy: Copy) -> int:
         """Return how many messages of one list may be taken: as many as were planned and a few more, or as were said."""
-        only = self._action.only
-        return min(copy.count, only.limit - self.account.met) if only and only.limit else lists.most(copy.count)
+        only, taken = self._action.only, self._past.taken
+        if not (only and only.limit):
+            return lists.most(copy.count) - taken[copy.key]
+        met = taken.total() + self.account.met - self._halfway
+        return min(copy.count - taken[copy.key], only.limit - met)
 
     def _sieve(self, copy: Copy, most: int) -> None:
         """Sieve a long list; what was taken goes on from its quarantine, unless it is to stay there."""
         stays = self._action.kind is Kind.PURGE
         account = {"a" if stays else "for": self._action.id, "s": self._action.subject}
-        left = most
+        means, left = self._meaning(copy), most
 
         def taking(raw: bytes) -> Mapping[str, Any] | None:
             nonlocal left
-            if left <= 0 or not self._means(raw) or not self._is_writable(raw, copy):
+            if left <= 0 or not means(raw) or self._moving(copy.key, raw, copy) is None:
                 return None
             left -= 1
             return account
@@ -123,44 +150,61 @@ class _Selected:
             self.account.moved += len(taken)
         else:
             for key in dict.fromkeys(str(item["to"]) for item in taken):
-                self._pour(key, copy, most)
+                self._pour(key, copy)
 
-    def _pour(self, source: str, copy: Copy, most: int) -> None:
-        """Move all that a list holds, window by window from the end that the rest of them follows."""
-        began = self.account.met
-        while (left := most - (self.account.met - began)) > 0 and not self.account.halted:
-            window = [raw for raw in self._window(source, BATCH_MOVES) if digest(raw) not in self.account.unwritable]
+    def _pour(self, source: str, copy: Copy, most: int | None = None) -> None:
+        """
+        Move what a list holds, window by window from the end that the rest of them follows.
+
+        Args:
+            most: So many at most; None for all.
+        """
+        began, passed = self.account.met, 0
+        while not self.account.halted:
+            wanted = BATCH_MOVES if most is None else min(BATCH_MOVES, most - (self.account.met - began))
+            window = self._window(source, wanted, passed) if wanted > 0 else []
             if not window:
                 return
-            window = window[-left:] if self.ends_next else window[:left]
+            stayed = self.account.unwritable
             self._move([(source, raw) for raw in window], copy)
+            passed += self.account.unwritable - stayed
 
-    def _window(self, source: str, most: int) -> list[bytes]:
+    def _window(self, source: str, most: int, passed: int) -> list[bytes]:
         """Return messages of a list in the order of their service; of what shall be served next, the last of them."""
-        most += len(self.account.unwritable)
         if self.ends_next:
-            window = cast("list[bytes]", self._broker.writes.lrange(raw_name(source), 0, most - 1))
-            return window[::-1]
-        return lists.served_end(self._primitive, source, most)
+            window = self._broker.writes.lrange(raw_name(source), passed, passed + most - 1)
+            return cast("list[bytes]", window)[::-1]
+        return lists.served_end(self._primitive, source, most, passed)
 
     def _move(self, found: Sequence[tuple[str, bytes]], copy: Copy) -> None:
-        """Move messages that are given in the order of their service."""
-        moves = []
-        for source, raw in found:
-            if self._is_writable(raw, copy):
-                moves.append(self._moving(source, raw, copy))
-        for letter in self._mover.move(moves[::-1] if self.ends_next else moves):
-            self.account.moved += letter in {MOVED, MOVED_NEXT}
-            self.account.gone += letter not in {MOVED, MOVED_NEXT, UNDONE}
+        """Move messages that are given in the order of their service; what cannot be written again stays."""
+        given = [self._moving(source, raw, copy) for source, raw in found]
+        moves = [move for move in given if move is not None]
+        self.account.unwritable += len(given) - len(moves)
+        if self.ends_next:
+            moves.reverse()
+        try:
+            letters = self._mover.move(moves)
+        except (OpsError, RedisError) as error:
+            if not self.account.moved:
+                raise
+            self.account.halted = refusals.of(error, self._broker.target.shown_broker).message
+            return
+        for move, letter in zip(moves, letters, strict=True):
+            if letter in {MOVED, MOVED_NEXT}:
+                self.account.moved += 1
+                self._past.arrived[digest(move.arrives)] += self.ends_next
+        self.account.gone += sum(letter not in {MOVED, MOVED_NEXT, UNDONE} for letter in letters)
         self.account.halted = self._mover.halted
 
-    def _moving(self, source: str, raw: bytes, copy: Copy) -> Move:
-        """
-        Return the move of one message.
+    def _moving(self, source: str, raw: bytes, copy: Copy) -> Move | None:
+        """Return the move of one message; None if it cannot be written as it has to be."""
+        try:
+            return self._move_of(source, raw, copy)
+        except ValueError:
+            return None
 
-        Raises:
-            ValueError: If it cannot be written as it has to be.
-        """
+    def _move_of(self, source: str, raw: bytes, copy: Copy) -> Move:
         space, action = self._broker.keys, self._action
         step = (space.queue_of(copy.key) or ("", 0))[1]
         note_field = note = ""
@@ -187,30 +231,82 @@ class _Selected:
             note=note,
         )
 
-    def _is_writable(self, raw: bytes, copy: Copy) -> bool:
-        """Whether a message can be written as it has to be; one that cannot is remembered, and stays where it is."""
-        try:
-            self._moving(copy.key, raw, copy)
-        except ValueError:
-            self.account.unwritable.add(digest(raw))
-            return False
-        return True
+    def _meant(self, raws: Iterable[bytes], copy: Copy) -> list[bytes]:
+        """Return those of a list's messages that are meant, in the order of their service."""
+        means = self._meaning(copy)
+        return [raw for raw in raws if means(raw)]
 
-    def _means(self, raw: bytes) -> bool:
-        found = head(raw)
-        return self._action.only is None or (isinstance(found, Head) and self._action.only.fits(found))
+    def _meaning(self, copy: Copy) -> Callable[[bytes], bool]:
+        """
+        Return what is asked of each message of a list once, those served first first.
+
+        What this action has put next is in the list of the greatest urgency, and fits its own filter: it is not meant
+        once more, or it would be taken for what waits there.
+        """
+        only = self._action.only
+        is_goal = self.ends_next and copy.key == self._broker.keys.queue(copy.queue)
+        arrived = Counter(self._past.arrived) if is_goal else Counter[str]()
+
+        def means(raw: bytes) -> bool:
+            found = head(raw)
+            if only and not (isinstance(found, Head) and only.fits(found)):
+                return False
+            if arrived and arrived[sha := digest(raw)] > 0:
+                arrived[sha] -= 1
+                return False
+            return True
+
+        return means
 
     def _all(self, key: str, length: int) -> list[bytes]:
         """Return what a short list holds, the first served first."""
         listing = queues.Listing(key=key, queue="", priority=0, length=length)
         return [raw for _, raw in queues.stream(self._broker, listing)][::-1]
 
-    def _on_the_way(self, key: str) -> Iterator[str]:
-        """Yield the quarantines through which messages of that list were on their way when the run was interrupted."""
-        journal = journals.read(self._broker, self._primitive.run_id)
-        passes = journal.of("deal", "sieve", list=key)
-        items = (item for batch in passes for item in batch.items if item.get("for") == self._action.id)
-        yield from dict.fromkeys(str(item["to"]) for item in items)
+    def _near(self, key: str) -> list[bytes]:
+        """Return what of a long list is near enough to its served end to be found by its bytes, the first served first."""
+        found: list[bytes] = []
+        while len(found) < lists.SEARCHABLE // 2 and (window := lists.served_end(self._primitive, key, 0, len(found))):
+            found += window
+        return found[: lists.SEARCHABLE // 2]
+
+
+@dataclass(kw_only=True)
+class _Past:
+    """
+    What an interrupted run, which this one goes on with, had done of an action.
+
+    Attributes:
+        taken: Messages that it had taken, by their list.
+
+        halfway: By list, the quarantine of each message that was to go on from there.
+
+        arrived: Sha256 of what was put next, by it or by this run.
+    """
+
+    taken: Counter[str] = field(default_factory=Counter)
+    halfway: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    arrived: Counter[str] = field(default_factory=Counter)
+
+
+def _past(primitive: Primitive, action: Action) -> _Past:
+    """Read from the journal what was done of an action; nothing where this run has begun it."""
+    past = _Past()
+    if not primitive.goes_on:
+        return past
+    for batch in journals.read(primitive.broker, primitive.run_id).batches:
+        op, role = batch.receipt.get("op"), batch.receipt.get("role")
+        for n, item in enumerate(batch.items):
+            if action.id not in {item.get("a"), item.get("for")} or "undoes" in item or not batch.done(n):
+                continue
+            if op == "deal" and role == "sieve":
+                key = str(batch.receipt["list"])
+                past.taken[key] += 1
+                past.halfway[key] += [str(item["to"])] if "for" in item else []
+            elif op == "move":
+                past.taken[str(item["from"][0])] += not primitive.broker.keys.quarantined(item["from"][0])
+                past.arrived[str(item["sha"])] += action.kind is Kind.REORDER
+    return past
 
 
 def _id(raw: bytes) -> str:

@@ -60,7 +60,7 @@ def test_limit_resume(broker, redis, monkeypatch, kind, at):
     except KeyboardInterrupt:
         again = connect(broker.target)
         left = resume.remaining(plan, again, run_id())
-        out = apply(replace(left, continues=run_id()), again, dry_run=False)
+        out = apply(left, again, dry_run=False)
         print(out)
     else:
         again = broker
