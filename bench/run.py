@@ -11,7 +11,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import typer
@@ -23,6 +23,7 @@ from opslib.demo import server
 OVERHEAD_GOAL = 1.6
 MEMORY_GOAL_BYTES = 100 * 1024 * 1024
 HELP_GOAL = 1.2
+LIVE_GOAL = 0.05
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -49,6 +50,14 @@ def two(name: str = ""):
     "Say another."
 
 app()
+"""
+
+#: What Celery offers for a look at all nodes: one command for each question, one after the other.
+FIVE_INSPECTS = """
+import subprocess, sys
+for question in ("active", "reserved", "scheduled", "stats", "active_queues"):
+    command = [sys.executable, "-m", "celery", "-b", sys.argv[1], "inspect", question]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 """
 
 #: Collects once and prints what it saw, the largest reply of a list, and the process's peak memory.
@@ -109,6 +118,22 @@ def help_(rounds: int = 15) -> None:
 
 
 @app.command()
+def live(rounds: int = 3, nodes: int = 4) -> None:
+    """`ops workers --tasks`, against the five commands of `celery inspect` that tell the same, with four nodes."""
+    with tempfile.TemporaryDirectory() as folder, server.start(Path(folder)) as running, ExitStack() as workers:
+        for number in range(nodes):
+            workers.enter_context(_node(running.url, f"live{number}@bench", "solo", 1))
+        _until_answered(running.url, nodes)
+        seen = json.loads(
+            _python(["-m", "opslib", "workers", "--tasks", "-o", "json"], {"OPS_BROKER_URL": running.url})
+        )
+        assert sum(row["answered"] for row in seen) == nodes, seen
+        environment = {"OPS_BROKER_URL": running.url, "DEMO_BROKER_URL": running.url}
+        ours, limit = ["-m", "opslib", "workers", "--tasks"], ["-c", FIVE_INSPECTS, running.url]
+        _compare("ops workers --tasks / five celery inspect", ours, limit, environment, rounds, LIVE_GOAL)
+
+
+@app.command()
 def million(messages: int = 1_000_000) -> None:
     """Diagnose a queue of a million messages: memory of the collectors, and the largest reply."""
     with tempfile.TemporaryDirectory() as folder, server.start(Path(folder), extra=("maxmemory 0",)) as running:
@@ -141,6 +166,7 @@ def everything() -> None:
     """Every comparison."""
     help_()
     overhead()
+    live()
     million()
 
 
@@ -153,7 +179,7 @@ def _compare(
     ratios = sorted(a / b for a, b in pairs)
     median = statistics.median(ratios)
     a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
-    _say(f"{name}: {median:.2f} × (from {ratios[0]:.2f} to {ratios[-1]:.2f}; {a:.2f} s / {b:.2f} s); goal {goal} ×")
+    _say(f"{name}: {median:.3g} × (from {ratios[0]:.3g} to {ratios[-1]:.3g}; {a:.2f} s / {b:.2f} s); goal {goal} ×")
     _judge(met=median <= goal)
 
 
@@ -176,37 +202,31 @@ def _python(arguments: Sequence[str], environment: dict[str, str]) -> str:
 @contextmanager
 def _small_system(folder: Path) -> Iterator[str]:
     """A server and one real worker with two processes."""
-    with server.start(folder) as running:
-        command = [
-            sys.executable,
-            "-m",
-            "celery",
-            "-A",
-            "opslib.demo.app",
-            "worker",
-            "-P",
-            "prefork",
-            "-c",
-            "2",
-            "-l",
-            "ERROR",
-        ]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        worker = subprocess.Popen(command, env={**os.environ, "DEMO_BROKER_URL": running.url}, **quiet)
-        try:
-            _until_answered(running.url)
-            yield running.url
-        finally:
-            worker.terminate()
-            worker.wait()
+    with server.start(folder) as running, _node(running.url, "one@bench", "prefork", 2):
+        _until_answered(running.url)
+        yield running.url
 
 
-def _until_answered(url: str) -> None:
+@contextmanager
+def _node(url: str, name: str, pool: str, concurrency: int) -> Iterator[None]:
+    """A real worker; who needs it waits for its answer."""
+    command = [sys.executable, "-m", "celery", "-A", "opslib.demo.app", "worker", "-n", name, "-P", pool]
+    command += ["-c", str(concurrency), "-l", "ERROR"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    worker = subprocess.Popen(command, env={**os.environ, "DEMO_BROKER_URL": url}, **quiet)
+    try:
+        yield
+    finally:
+        worker.terminate()
+        worker.wait()
+
+
+def _until_answered(url: str, nodes: int = 1) -> None:
     deadline = time.monotonic() + 30
     connected = broker.connect(settings.Target(name="bench", broker_url=url))
-    while not collectors.nodes(connected, answer_within="0.5s")[0]:
+    while sum(row.answered for row in collectors.nodes(connected, answer_within="0.5s")[0]) < nodes:
         if time.monotonic() > deadline:
-            raise SystemExit("The worker did not come up.")
+            raise SystemExit("The workers did not come up.")
         time.sleep(0.1)
 
 

@@ -15,6 +15,8 @@ PRIORITY_STEPS = (0, 3, 6, 9)
 OWN = "opslib:"
 #: What the name of a dead-letter list ends with.
 DEAD = ".dead"
+#: What people call Celery's own key of a task, beside those of the application.
+RESULT = "result"
 #: What the names of Celery's, kombu's, its scheduler's and this tool's keys begin with, but for the unacked ones.
 _HEADS = ("_kombu.", "celery-task-meta-", "celery-taskset-meta-", OWN, "redbeat")
 _TAILS = (".reply.celery.pidbox", ".celery.pidbox")

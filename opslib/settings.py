@@ -16,7 +16,7 @@ import msgspec
 from opslib import redact, urls
 from opslib.durations import seconds
 from opslib.errors import SettingsError
-from opslib.keys import Keyspace
+from opslib.keys import RESULT, Keyspace
 
 FILE = "ops.toml"
 DEMO = "demo"
@@ -30,8 +30,6 @@ APP_KEY_NAMES = {"REDIS_PROGRESS_URL": ("progress", "progress:{task_id}"), "REDI
 #: What stands for a task's id in the name of a key.
 TASK_ID = "{task_id}"
 _APP_KEY_NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
-#: Not a name that an application's key can have here: it is what Celery's own key of a task is called.
-RESULT = "result"
 
 
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,7 +57,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     queue_depth: Annotated[int, msgspec.Meta(ge=1)] = 10
     scheduled_per_node: Annotated[int, msgspec.Meta(ge=1)] = 1000
     storm_after: Annotated[int, msgspec.Meta(ge=1)] = 20
-    storm_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 60
+    storm_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 300
     visibility_timeout: str = ""
 
 

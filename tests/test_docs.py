@@ -344,11 +344,13 @@ def test_every_command_that_is_shown_exists(page, line):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_parameter_that_is_shown_exists(path):
-    """What stands behind -p is a parameter of the runbook, and its value fits."""
-    runbook = catalog.find("stuck-tasks")
+    """What stands behind -p is a parameter of a runbook, and its value fits."""
+    runbooks = catalog.everything()
 
     for name, value in re.findall(r"-p ([a-z_]+)=([\w.]+)", path.read_text("utf-8")):
-        catalog.convert(runbook, {name: value})
+        knowing = [each for each in runbooks if name in {parameter.name for parameter in each.parameters}]
+        assert knowing, name
+        catalog.convert(knowing[0], {name: value})
 
 
 def test_defaults_that_are_named_are_the_notebooks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated, Any
 
@@ -28,6 +29,9 @@ from opslib.cli import (
     workers,
 )
 from opslib.errors import Exit, OpsError
+
+#: What is imported lives as long as its process: to search it for garbage would be a sixth of a short command's time.
+_SELDOM = (50_000, 20, 50)
 
 
 class Commands(TyperGroup):
@@ -97,4 +101,5 @@ app.add_typer(demo.app, name="demo")
 
 def main() -> None:
     """Run the command line."""
+    gc.set_threshold(*_SELDOM)
     app(prog_name="ops")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opslib.cli import options, output
+from opslib.errors import BadParameter
 
 if TYPE_CHECKING:
     from opslib.facts import Snapshot
@@ -25,6 +26,10 @@ class State(StrEnum):
     WAITING = "waiting"
     UNACKED = "unacked"
     STUCK = "stuck"
+
+
+#: The places in which a task has an age that somebody knows.
+_WITH_AGE = (State.ACTIVE, State.UNACKED)
 
 
 def register(app: typer.Typer) -> None:
@@ -59,6 +64,9 @@ def tasks(
     from opslib.render import listings
     from opslib.symptoms.stuck_tasks import Thresholds
 
+    if older_than and state not in _WITH_AGE:
+        hint = "Nobody writes down when a task began to wait."
+        raise BadParameter(f"--older-than counts {', '.join(_WITH_AGE)} tasks, not {state} ones.", hint=hint)
     longer_s = seconds(older_than, "--older-than") if older_than else 0.0
     broker = output.open_broker(target, env_file)
     # Only what is called stuck has to be proven by a second look after a pause.

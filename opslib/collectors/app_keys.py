@@ -12,8 +12,7 @@ import msgspec
 from opslib import redact, refusals, values
 from opslib.errors import BadParameter, OpsError
 from opslib.facts import Coverage, TaskKey
-from opslib.keys import key_name, raw_name
-from opslib.settings import RESULT
+from opslib.keys import RESULT, key_name, raw_name
 
 if TYPE_CHECKING:
     from redis import Redis

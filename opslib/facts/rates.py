@@ -61,12 +61,12 @@ class Rate:
     @property
     def grows(self) -> bool:
         """Whether it grew by more than chance makes of as much coming as going."""
-        return self.depth - self.before > self._doubt
+        return self.watched_s > 0 and self.depth - self.before > self._doubt
 
     @property
     def drains(self) -> bool:
         """Whether it drained by more than chance makes of as much coming as going."""
-        return self.before - self.depth > self._doubt
+        return self.watched_s > 0 and self.before - self.depth > self._doubt
 
     @property
     def empty_in_s(self) -> float | None:

@@ -99,7 +99,7 @@ def _scale(pen: Pen, most: int, limit: int, bottom: float) -> None:
         pen.text(x, bottom + 12, f"{tick:,}", colour=QUIET, ha="center", size=8.5)
     pen.line([LEFT, FULL], [bottom, bottom], QUIET, 0.8)
     # A limit that would lie in the axis, or beyond the longest bar, has nothing to say.
-    if limit and LEFT + 8 <= _at(limit, most) <= FULL:
+    if limit <= most and _at(limit, most) >= LEFT + 8:
         x = _at(limit, most)
         pen.line([x, x], [HEAD - 4, bottom], INK, 0.9, dashes=(0, (4, 3)))
         right = x > (LEFT + FULL) / 2

@@ -231,51 +231,52 @@ def _tail(name: str, longest: int) -> str:
 
 def names(rows: Iterable[TaskRetries | Row]) -> Table:
     """Return what is retried by the name of the task."""
+    seen = list(map(row_of, rows))
+    least = "≥ is the least that it can be: what two looks saw of it, where no node told of its retries."
     return Table(
         title="Retries, by task",
         columns=(
             Column("Task", "code"),
             Column("Retried now", "number"),
             Column("Most retries", "number"),
-            Column("Gives up after"),
             Column("Per minute", "number"),
-            Column("After"),
             Column("Next attempt", "number"),
-            Column("Queues", "code"),
+            Column("After"),
         ),
-        rows=[_name(row) for row in map(row_of, rows)],
-        caption=_caption(),
+        rows=[_name(row) for row in seen],
+        caption=least if any(row["told_by"] == _LOOKS for row in seen) else "",
         empty="Nothing is being retried.",
         limit=30,
         stack=True,
     )
 
 
-def _caption() -> str:
-    return "≥ is the least that it can be: what two looks saw of it, where no node tells of its retries."
+_LOOKS = "two looks"
 
 
 def _name(row: Row) -> tuple[object, ...]:
-    per_minute = row["per_minute"]
-    least = "≥ " if row["told_by"] == "two looks" else ""
-    errors = [f"{shown(error, 160)}: {count:,}" for error, count in list(row["errors"].items())[:3]]
+    errors = [f"{shown(error, 160)} ({words.count(count)})" for error, count in list(row["errors"].items())[:3]]
     more = [f"{len(row['errors']) - 3} more"] if len(row["errors"]) > 3 else []
     return (
-        row["task"],
+        Cell(row["task"], ", ".join(row["queues"][:5])),
         row["count"],
-        row["most"] or "unknown",
-        _bound(row),
-        "not watched" if per_minute is None else f"{least}{per_minute:,.1f}",
-        "; ".join([*errors, *more]) or "nothing tells",
+        Cell(row["most"] or "unknown", _bound(row)),
+        _per_minute(row),
         _due(row["next_in_s"]),
-        ", ".join(row["queues"]),
+        "; ".join([*errors, *more]) or "nothing tells",
     )
+
+
+def _per_minute(row: Row) -> str:
+    if row["per_minute"] is None:
+        return "not watched"
+    return f"{'≥ ' * (row['told_by'] == _LOOKS)}{row['per_minute']:,.0f}"
 
 
 def _bound(row: Row) -> str:
     if row["cap"] is not None:
-        return words.count(row["cap"])
-    return "never" if row["endless"] else "unknown"
+        return f"of {words.count(row['cap'])}"
+    return "no end" if row["endless"] else "end unknown"
 
 
 def tasks(rows: Iterable[RetryingTask | Row]) -> Table:
@@ -286,9 +287,8 @@ def tasks(rows: Iterable[RetryingTask | Row]) -> Table:
             Column("Task", "code"),
             Column("Retries", "number"),
             Column("Next attempt", "number"),
-            Column("Place"),
+            Column("Where"),
             Column("Queue", "code"),
-            Column("Node", "code"),
             Column("After"),
         ),
         rows=[
@@ -296,9 +296,8 @@ def tasks(rows: Iterable[RetryingTask | Row]) -> Table:
                 Cell(row["task"], str(row["task_id"])),
                 row["retries"] if row["cap"] is None else f"{row['retries']:,} of {row['cap']:,}",
                 "runs now" if row["place"] == "active" else _due(row["due_in_s"]),
-                row["place"],
+                Cell(row["place"], row["node"]),
                 row["queue"],
-                row["node"],
                 row["error"],
             )
             for row in map(row_of, rows)

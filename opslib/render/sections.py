@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 from opslib import catalog, redact
 from opslib.findings import CODES
-from opslib.plan import Kind, Status
 from opslib.render import judged, tables, words
 from opslib.render.grid import Column, Table
 from opslib.render.words import SIGNS, Row
@@ -149,10 +148,8 @@ def following(run: RunRecord) -> list[dict[str, str]]:
     if run.error or not actions:
         return []
     if not run.dry_run:
-        lasts = all(row.get("kind") in {Kind.UNDO, Kind.DROP} for row in actions)
         of = run.parameters.get("run") or run.run_id
-        made = words.done(run)[Status.APPLIED] and not lasts
-        return [_step("To put back what was changed:", "ops", "undo", str(of))] if made else []
+        return [_step("To put back what was changed:", "ops", "undo", str(of))] if words.undoable(run) else []
     exactly = _step("To make just these changes, within 15 minutes of the plan:", "ops", "apply", run.run_id)
     if run.runbook not in catalog.names():
         return [exactly]

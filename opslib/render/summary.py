@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from opslib.findings import counted
-from opslib.plan import LIFE_S, Kind, Status
+from opslib.plan import LIFE_S, Status
 from opslib.render import judged, words
 from opslib.render.grid import Column, Line, Table
 from opslib.render.words import Row
@@ -104,7 +104,7 @@ def _next(run: RunRecord, report: str, *, by_make: bool) -> list[str]:
         lines.append(f"Would: {words.kinds(actions)}. To do just that, within {_LIFE}: ops apply {run.run_id}")
         if by_make:
             lines.append(f'Or, looking anew: make runbook name={run.runbook} target={run.target} args="--apply"')
-    if words.done(run)[Status.APPLIED] and any(row.get("kind") not in {Kind.UNDO, Kind.DROP} for row in actions):
+    if words.undoable(run):
         lines.append(f"To put it back: ops undo {run.parameters.get('run') or run.run_id}")
     if report:
         lines.append(f"Report: {report}")

@@ -118,7 +118,7 @@ def turn(row: WaitingMessage, seen: Whereabouts) -> str:
 
 def unacked(row: UnackedMessage, now: float, visibility_s: float) -> str:
     """Return when a message was delivered, and when Celery would give it back."""
-    queue = f" of {shown(row.queue)}" if row.queue else ", of no queue that is known"
+    queue = f" from {shown(row.queue)}" if row.queue else ", from no queue that is known"
     if row.delivered_at is None:
         return f"delivered at an unknown time{queue}; missing from the index{_attempts(row, now)}"
     back = f"given back at {clock(row.delivered_at + visibility_s, now)} unless it is acknowledged by then"

@@ -14,7 +14,7 @@ from opslib import redact
 from opslib.durations import spell
 from opslib.errors import Exit
 from opslib.findings import ORDER, Severity, Verdict
-from opslib.plan import Status
+from opslib.plan import Kind, Status
 
 if TYPE_CHECKING:
     from opslib.records import RunRecord
@@ -220,6 +220,17 @@ def actions_of(record: RunRecord) -> list[Row]:
 def done(record: RunRecord) -> Counter[str]:
     """Return how many actions were applied, skipped and failed."""
     return Counter(str(row.get("status", "")) for row in record.outcomes)
+
+
+def undoable(record: RunRecord) -> bool:
+    """Whether a run made a change that can be put back: a revoke cannot, nor a stop that found no message to keep."""
+    kinds_of = {row.get("id"): row.get("kind") for row in actions_of(record)}
+    return any(
+        row.get("status") == Status.APPLIED
+        and kinds_of.get(row.get("action")) not in {None, Kind.UNDO, Kind.DROP, Kind.REVOKE}
+        and "0 copies quarantined" not in (row.get("steps") or ())
+        for row in record.outcomes
+    )
 
 
 def headline(record: RunRecord) -> str:

@@ -8,12 +8,11 @@ from opslib import plan as plans
 from opslib.errors import Refused
 from opslib.facts import TaskKey, Whereabouts
 from opslib.findings import Finding, Severity, worst_first
+from opslib.keys import RESULT
 from opslib.plan import Action, Copy, Kind, Plan
 from opslib.symptoms import sight
 from opslib.symptoms.stop_task import PLACES
 
-#: What Celery's own key of a task is called among the others.
-RESULT = "result"
 #: Places in which a task could still be, so that one that was not wholly seen leaves everything open.
 _LIVE = frozenset({"keyspace", "waiting", "unacked", "workers", "set aside"})
 _NAMED = 5
@@ -41,11 +40,12 @@ def refuse_live(seen: Whereabouts) -> None:
         return
     told = [f"{task_id} is {_where(seen, task_id, places)}" for task_id, places in list(live.items())[:_NAMED]]
     more = f", and {len(live) - _NAMED:,} more are in circulation" if len(live) > _NAMED else ""
+    ids = " ".join(list(live)[:_NAMED])
     timers = all(places == ["scheduled"] for places in live.values())
     hint = (
         "A node has it in its timer alone: if it was revoked, it is dropped when its time comes. Clean up after that."
         if timers
-        else f"`ops task stop {' '.join(list(live)[:_NAMED])}` first: it takes them out of circulation. Or let them end."
+        else f"`ops task stop {ids}` first: it takes out of circulation what is left of it. Or let it end."
     )
     raise Refused(f"{'; '.join(told)}{more}. Nothing was changed.", hint=hint)
 
@@ -96,12 +96,13 @@ def plan(seen: Whereabouts, keys: Sequence[TaskKey]) -> list[Plan]:
 def _left(key: TaskKey, task: str) -> Finding:
     size = f"{key.size_bytes:,} bytes" if key.type == "string" else f"{key.elements:,} elements"
     life = "never expires" if key.life_s < 0 else f"expires in {key.life_s:,.0f} s"
+    what = f"its {key.name}, a {key.type} of {size} that {life}"
     return Finding(
         code="task-remnant",
         severity=Severity.ATTENTION,
         subject=key.task_id if key.name == RESULT else key.key,
         task=task,
-        message=f"Its {key.name} is a {key.type} of {size} in {key.database} and {life}. {key.fixed}".strip(),
+        message=f"Left in {key.database}: {what}. {key.fixed}".strip(),
         evidence={"key": key.key, "database": key.database, "group": key.group, "life_s": round(key.life_s)},
         hint="`ops task cleanup` removes it; `ops undo` writes it again." if not key.fixed else _by_hand(key),
         runbook="find-task",

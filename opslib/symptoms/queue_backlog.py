@@ -83,14 +83,17 @@ def diagnose(snapshot: Snapshot, limits: Thresholds) -> list[Finding]:
     Pure: a saved snapshot gives the same findings again. A queue of exactly `queue_depth` messages is no backlog; a
     node with exactly `scheduled_per_node` scheduled tasks has too many.
     """
+    floods = list(serving.eta_flood(snapshot, limits.scheduled_per_node))
+    # Such a node takes nothing, and rightly so: its restart, which is the cure for one that lost its consumer, is none.
+    full = {("worker-not-consuming", each.subject) for each in floods if each.severity is Severity.CRITICAL}
     found = [
-        *sight.judge(snapshot),
+        *(each for each in sight.judge(snapshot) if (each.code, each.subject) not in full),
         *_backlogs(snapshot, limits),
         *messages.without_consumer(snapshot),
         *messages.unreadable(snapshot),
         *serving.unregistered(snapshot),
         *priorities.inverted(snapshot, limits.queue_depth),
-        *serving.eta_flood(snapshot, limits.scheduled_per_node),
+        *floods,
         *serving.rate_limited(snapshot),
     ]
     return worst_first(found)

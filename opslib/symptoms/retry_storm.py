@@ -50,7 +50,7 @@ class Thresholds:
 
     loop_after: int = 10
     storm_after: int = 20
-    storm_per_minute: int = 60
+    storm_per_minute: int = 300
 
     @classmethod
     def of(cls, broker: Broker, *, loop_after: int = 0, storm_after: int = 0, storm_per_minute: int = 0) -> Thresholds:

@@ -62,10 +62,10 @@ def carry_out(mover: Mover, action: Action) -> Outcome:
         work.take(copy)
         if work.account.halted:
             break
-    return _outcome(action, work.account)
+    return _outcome(action, work.account, work.before)
 
 
-def _outcome(action: Action, account: _Account) -> Outcome:
+def _outcome(action: Action, account: _Account, before: int) -> Outcome:
     moved = f"{account.moved:,} message{'s' * (account.moved != 1)}"
     gone = f" {account.gone:,} were taken meanwhile." if account.gone else ""
     left = account.unwritable
@@ -73,14 +73,16 @@ def _outcome(action: Action, account: _Account) -> Outcome:
     if account.halted:
         reason = f"Of the messages, {account.moved:,} were moved. {account.halted}"
         return Outcome(action=action, status=Status.FAILED, reason=reason)
+    earlier = f" {before:,} had been taken before the run was interrupted." if before else ""
     if not account.moved:
-        return Outcome(action=action, status=Status.SKIPPED, reason=f"None of them waits any more.{gone}{odd}")
+        status = Status.APPLIED if before else Status.SKIPPED
+        return Outcome(action=action, status=status, reason=f"None of them waits any more.{earlier}{gone}{odd}")
     where = {
         Kind.PURGE: "are kept in quarantine" if account.moved != 1 else "is kept in quarantine",
         Kind.MOVE: f"now in {action.destination}",
         Kind.REORDER: "served next",
     }[action.kind]
-    return Outcome(action=action, status=Status.APPLIED, reason=f"{moved} {where}.{gone}{odd}")
+    return Outcome(action=action, status=Status.APPLIED, reason=f"{moved} {where}.{earlier}{gone}{odd}")
 
 
 class _Selected:
@@ -95,6 +97,11 @@ class _Selected:
         self._past = _past(self._primitive, action)
         self._halfway = 0  # of those that were met, so many had been taken before
 
+    @property
+    def before(self) -> int:
+        """How many messages an interrupted run had dealt with for good."""
+        return self._past.taken.total() - self._halfway
+
     def take(self, copy: Copy) -> None:
         """Take what is meant out of one list, and what an interrupted run had on its way out of it."""
         halfway = list(dict.fromkeys(self._past.halfway[copy.key]))
@@ -108,6 +115,14 @@ class _Selected:
         self._halfway += self.account.met - began
         if not self.ends_next:
             self._take_meant(copy)
+        if not self.account.halted and (self.account.moved or self._past.taken[copy.key]):
+            self._note_done(copy)
+
+    def _note_done(self, copy: Copy) -> None:
+        """Have the journal know that a list is done with: what comes into it later is none of this run's any more."""
+        item = {"a": self._action.id, "s": self._action.subject, "key": copy.key}
+        receipt = {"op": "note", "role": "taken", "items": [item]}
+        self._primitive.call("note", self._primitive.keys(), [MOVED], receipt=receipt, about={"taken": copy.key})
 
     def _take_meant(self, copy: Copy) -> None:
         only, most = self._action.only, self._most(copy)
@@ -129,8 +144,7 @@ class _Selected:
         only, taken = self._action.only, self._past.taken
         if not (only and only.limit):
             return lists.most(copy.count) - taken[copy.key]
-        met = taken.total() + self.account.met - self._halfway
-        return min(copy.count - taken[copy.key], only.limit - met)
+        return min(copy.count - taken[copy.key], only.limit - self.before - self.account.met)
 
     def _sieve(self, copy: Copy, most: int) -> None:
         """Sieve a long list; what was taken goes on from its quarantine, unless it is to stay there."""

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from opslib import records
-from opslib.collectors import looks, workers
+from opslib.collectors import dead_letters, looks, quarantine, workers
 from opslib.collectors.find import find
 from opslib.demo import server as embedded
+from opslib.envelope import digest
 from opslib.errors import BrokerUnreachable
 from opslib.keys import Keyspace
 from opslib.plan import Action, Copy, Kind
@@ -199,6 +200,48 @@ def test_what_a_run_put_aside_is_found(broker, redis, archive, place):
     assert found.places == {seeded.task_id: ["quarantined"]}
     (row,) = found.quarantined
     assert (row.run_id, row.queue, row.place) == (records.context().run_id, "celery", place)
+
+
+def test_a_bound_on_what_is_kept_is_said(broker, redis, monkeypatch):
+    """Of dead letters the newest are read; what was left out may hold the task."""
+    monkeypatch.setattr(dead_letters, "MOST_ENTRIES", 2)
+    monkeypatch.setattr(quarantine, "MOST_MESSAGES", 2)
+    aside = Keyspace().quarantine("20261121T021500Z-trial-0a1b2c", "celery")
+    for task_id in ("old", "a", "b"):
+        redis.lpush("mail.dead", json.dumps({"task_id": task_id}))
+        redis.lpush(aside, json.dumps(envelope(task_id=f"q-{task_id}")))
+    redis.lpush("more.dead", json.dumps({"task_id": "c"}))
+
+    found = find(broker, ["old", "a", "b"])
+
+    silent = {row.place: (row.seen, row.silent) for row in found.silent_places}
+    assert {place for place, _ in silent.items()} == {"dead letters", "quarantine"}
+    assert all(seen == 2 for seen, _ in silent.values())
+    assert silent["dead letters"][1] == 2
+    assert silent["quarantine"][1] == 1
+    assert not found.places["old"]
+
+
+def test_a_quarantine_that_is_no_list_is_named(broker, redis):
+    """Somebody has written over it; nothing is claimed of what it held."""
+    redis.set(Keyspace().quarantine("20261121T021500Z-trial-0a1b2c", "celery"), "x")
+
+    (row,) = find(broker, ["x"]).silent_places
+
+    assert row.place == "quarantine"
+    assert "cannot be read" in row.note
+
+
+def test_a_message_nobody_can_decode_is_found_in_quarantine_by_its_note(broker, redis):
+    """The run that took it wrote down what it was."""
+    aside = Keyspace().quarantine("20261121T021500Z-trial-0a1b2c", "celery")
+    redis.lpush(aside, b"no JSON")
+    note = json.dumps({"subject": "x", "place": "waiting", "queue": "celery"})
+    redis.hset(Keyspace().quarantine_notes("20261121T021500Z-trial-0a1b2c"), digest(b"no JSON"), note)
+
+    (row,) = find(broker, ["x"]).quarantined
+
+    assert (row.subject, row.queue, bool(row.unreadable)) == ("x", "celery", True)
 
 
 def test_looking_without_what_is_kept(broker, redis):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -338,3 +340,93 @@ def test_what_this_tool_keeps_is_no_queue_whoever_says_so(redis, server, declare
 
     assert kept not in {queue.name for queue in snapshot.queues}
     assert snapshot.waiting == ()
+
+
+def seen_of(broker, name="celery", now=0.0, consumers=()):
+    """Return the row of a queue after its messages were read."""
+    listings, _ = queues.lists(broker, [name])
+    scan = queues.scan(broker, listings, watch=[], max_messages=10_000, now=now)
+    (row,) = queues.infos([name], listings, scan, {name: consumers})
+    return row
+
+
+@pytest.mark.parametrize(("priority", "step", "odd"), [(-1, 0, True), (0, 0, False), (9, 9, False), (10, 9, True)])
+def test_a_priority_beyond_the_range_is_counted_by_what_the_message_says(broker, redis, priority, step, odd):
+    """Its list tells only the step that kombu took for it."""
+    seed_waiting(redis, "shop.pay", priority=priority)
+
+    row = seen_of(broker)
+
+    assert (dict(row.by_priority), row.odd_priorities) == ({step: 1}, {"shop.pay": {priority: 1}} if odd else {})
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_what_has_expired_is_counted_by_its_list(broker, redis, protocol):
+    """At the very instant it counts as expired, as it does for a worker; what cannot be parsed does not."""
+    for expires in (100.0, 100.1, None, "soon", ""):
+        message = envelope(expires=expires)
+        if protocol == 1:
+            body = json.dumps({"task": "tests.ok", "id": "x", "args": [], "kwargs": {}, "expires": expires})
+            message |= {"headers": {}, "body": base64.b64encode(body.encode()).decode()}
+        redis.lpush("celery", json.dumps(message))
+    seed_waiting(redis, priority=9, expires=iso(-5))
+
+    assert [each.expired for each in seen_of(broker, now=100.0).lists] == [1, 0]
+    assert seen_of(broker, now=time.time()).expired == 3
+
+
+def test_messages_with_an_eta_are_counted(broker, redis):
+    """Whether or not they become rows."""
+    for eta in (None, iso(60), iso(-60)):
+        seed_waiting(redis, eta=eta)
+
+    assert seen_of(broker).scheduled == 2
+
+
+def test_a_queue_has_its_lists_with_what_waits_in_each(broker, redis):
+    """By key, so that somebody who may not know how keys are called can say which messages are meant."""
+    prefixed = replace(broker, keys=replace(broker.keys, prefix="shop:"))
+    for task, priority in (("shop.ok", 0), ("shop.ok", 0), ("shop.pay", 3), ("shop.pay", 9)):
+        seed_waiting(redis, task, priority=priority, keys=prefixed.keys)
+
+    row = seen_of(prefixed)
+
+    assert [(each.key, each.length, dict(each.by_task)) for each in row.lists] == [
+        ("shop:celery", 2, {"shop.ok": 2}),
+        ("shop:celery\x06\x163", 1, {"shop.pay": 1}),
+        ("shop:celery\x06\x169", 1, {"shop.pay": 1}),
+    ]
+    assert list(row.by_task) == ["shop.ok", "shop.pay"]
+
+
+def test_task_names_and_priorities_without_end_do_not_fill_the_memory(broker, redis, monkeypatch):
+    """Beyond a number they are counted together, each message once."""
+    monkeypatch.setattr(queues, "_TASK_NAMES", 3)
+    monkeypatch.setattr(queues, "_ODD_PAIRS", 2)
+    for number in range(6):
+        seed_waiting(redis, f"shop.{number}", priority=10 + number)
+    seed_waiting(redis, "shop.7", priority=-1)
+    redis.lpush(
+        "celery", b'{"headers": {"task": "odd", "id": "i"}, "properties": {"delivery_tag": "t"}, "body": "eA=="}'
+    )
+
+    row = seen_of(broker)
+
+    assert sum(row.by_task.values()) == 8
+    assert sum(count for odd in row.odd_priorities.values() for count in odd.values()) == 7
+    assert len(row.odd_priorities) == 3
+
+
+def test_a_later_look_renews_the_depth_of_each_list(broker, redis):
+    """What was read of the messages stays; a list that is new is there with its length."""
+    seed_waiting(redis, "shop.ok")
+    before = seen_of(broker, consumers=("w1@lab",))
+    seed_waiting(redis, "shop.ok")
+    seed_waiting(redis, "shop.pay", priority=9)
+    listings, _ = queues.lists(broker, ["celery"])
+
+    (after,) = queues.renewed([before], listings, {"celery": ["w2@lab"]})
+
+    assert (after.depth, dict(after.by_priority), after.consumers) == (3, {0: 2, 9: 1}, ("w2@lab",))
+    assert [dict(each.by_task) for each in after.lists] == [{"shop.ok": 1}, {}]
+    assert (after.read, dict(after.by_task)) == (1, {"shop.ok": 1})

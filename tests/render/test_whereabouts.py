@@ -333,7 +333,7 @@ class TestPlaces:
             ),
             "unacked": (
                 "there",
-                "delivered 14 min ago of celery; given back at 03:46:00 UTC unless it is acknowledged by then",
+                "delivered 14 min ago from celery; given back at 03:46:00 UTC unless it is acknowledged by then",
             ),
             "reserved": ("not there", "1 node answered."),
             "scheduled": ("there", "on w1@lab, due in 4.0 s"),

@@ -93,6 +93,24 @@ def retry_forever(self: Task[Any, Any], countdown_s: float) -> None:
     raise self.retry(countdown=countdown_s)
 
 
+@app.task(name="tests.broken", bind=True, max_retries=None)
+def broken(self: Task[Any, Any], countdown_s: float, account: str = "") -> None:
+    """Fail of its own code, and come back all the same."""
+    _ran(self)
+    try:
+        answer: Any = None
+        answer[account]
+    except TypeError as error:
+        raise self.retry(exc=error, countdown=countdown_s) from error
+
+
+@app.task(name="tests.refused", bind=True, max_retries=50)
+def refused(self: Task[Any, Any], countdown_s: float, account: str = "") -> None:
+    """Fail because a neighbour is not there, under another number each time."""
+    _ran(self)
+    raise self.retry(exc=ConnectionError(f"Error 111 for {account} after {time.time()} s"), countdown=countdown_s)
+
+
 @app.task(name="tests.flaky", bind=True, max_retries=2)
 def flaky(self: Task[Any, Any]) -> str:
     """Fail once, and do it then."""

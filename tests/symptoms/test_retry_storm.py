@@ -185,7 +185,9 @@ def test_without_events_two_looks_tell_the_least():
         delivered("new", task=CHARGE, retries=9),
     ]
     seen = watched(
-        snapshot(unacked=now, waiting=[waiting("a", task=CHARGE, retries=4)]), before={"unacked": then, "waiting": []}, mute=(NODE,)
+        snapshot(unacked=now, waiting=[waiting("a", task=CHARGE, retries=4)]),
+        before={"unacked": then, "waiting": []},
+        mute=(NODE,),
     )
 
     (row,) = by_task(seen)

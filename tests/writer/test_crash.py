@@ -29,11 +29,22 @@ ENDS = ("in-look", "in-report")
 #: Places that only some come to.
 OWN = {
     "delete": ("in-vault", "after-vault"),
-    **dict.fromkeys(("restore", "quarantine", "purge", "move"), ("in-verify",)),
+    **dict.fromkeys(("restore", "quarantine", "purge", "move", "move-queue", "purge-some", "send"), ("in-verify",)),
 }
-SIEVED = ("sieve", "quarantine-deep", "move-deep", "reorder-deep")
+SIEVED = (
+    "sieve",
+    "quarantine-deep",
+    "move-deep",
+    "purge-some-deep",
+    "move-some-deep",
+    "reorder-deep",
+    "expedite-deep",
+)
 OWN |= {verb: (*OWN.get(verb, ()), "list-set-aside") for verb in SIEVED}
-OWN |= {verb: (*OWN[verb], "in-verify") for verb in SIEVED[:3]}
+OWN |= {verb: (*OWN[verb], "in-verify") for verb in SIEVED[:5]}
+#: What comes to its end in more steps than others: from quarantine to where it goes, list by list.
+OWN |= {verb: (*OWN[verb], "after-intent-6", "after-script-9") for verb in ("move-some-deep", "expedite-deep")}
+OWN |= {"expedite": ("after-intent-6", "after-script-9")}
 UNDONE = (*VERBS, "everything")
 #: Where a server that dies makes a difference.
 OF_SERVERS = ("after-lock", "after-intent", "after-script", "after-intent-2", "after-script-2", "before-verify")
