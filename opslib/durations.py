@@ -69,10 +69,11 @@ def pace(text: str) -> float:
     Raises:
         ValueError: If it is none.
     """
-    number, _, unit = text.strip().partition("/")
-    if not number and not unit:
-        return 0.0
-    per_s = float(number) / _UNITS_S.get(unit or "s", nan)
+    number, _, unit = (text.strip() or "0").partition("/")
+    try:
+        per_s = float(number) / _UNITS_S.get(unit or "s", nan)
+    except ValueError:
+        per_s = nan
     if not isfinite(per_s) or per_s < 0:
         raise ValueError(f"{text!r} is no rate")
     return per_s

@@ -55,7 +55,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     stuck_after: str = "3h"
     loop_after: Annotated[int, msgspec.Meta(ge=1)] = 10
     queue_depth: Annotated[int, msgspec.Meta(ge=1)] = 10
-    scheduled_per_node: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    scheduled_per_node: Annotated[int, msgspec.Meta(ge=1)] = 10_000
     storm_after: Annotated[int, msgspec.Meta(ge=1)] = 20
     storm_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 300
     visibility_timeout: str = ""
@@ -77,6 +77,11 @@ class AppKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def key(self, task_id: str) -> str:
         """Return the key of one task: its id is part of a name, whatever characters it has."""
         return self.pattern.replace(TASK_ID, task_id)
+
+    def task_id(self, key: str) -> str:
+        """Return the id of the task whose key this is."""
+        head, _, tail = self.pattern.partition(TASK_ID)
+        return key.removeprefix(head).removesuffix(tail)
 
     @property
     def shown(self) -> str:

@@ -464,7 +464,7 @@ def test_a_user_that_may_look_sees_everything_and_changes_nothing(redis, target)
     seed_unacked(redis)
     broker = as_user(redis, target, "ops_look")
 
-    seen = collect(broker, settle="0.1s")
+    seen = collect(broker, window="0.5s")
     plan = stuck_tasks.plan(seen, stuck_tasks.diagnose(seen, stuck_tasks.Thresholds()), max_actions=5)
 
     assert seen.silent_places == ()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from opslib.durations import LONGEST_S, seconds, spell
+from opslib.durations import LONGEST_S, pace, seconds, spell
 from opslib.errors import SettingsError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -130,3 +130,31 @@ def test_what_is_said_is_less_than_two_units_off(value_s):
 def _pairs(text: str) -> list[tuple[str, str]]:
     words = text.split(" ")
     return list(zip(words[::2], words[1::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "per_s"),
+    [
+        ("10/s", 10),
+        ("10/m", 10 / 60),
+        ("600/m", 10),
+        ("1/h", 1 / 3600),
+        ("0.5/s", 0.5),
+        ("10", 10),
+        (" 10/m ", 10 / 60),
+        ("", 0),
+        ("0", 0),
+        ("0/m", 0),
+        ("0.0", 0),
+    ],
+)
+def test_a_rate_is_read_as_celery_reads_it(text, per_s):
+    """A number alone is so many a second, and none at all is no limit."""
+    assert pace(text) == pytest.approx(per_s)
+
+
+@pytest.mark.parametrize("text", ["/m", "ten/m", "10/d", "10/m/s", "-1/m", "nan", "inf/s", "10 per minute", "none"])
+def test_what_is_no_rate_is_refused(text):
+    """Rather than taken for no limit."""
+    with pytest.raises(ValueError, match="is no rate"):
+        pace(text)

@@ -349,6 +349,7 @@ result_keyprefix = "res:"
 master_name = "mymaster"
 nodes = ["w1@h", "w2@h"]
 queues = ["mail"]
+app_keys.progress = {{ pattern = "p:{{task_id}}", url = "redis://app/1" }}
 thresholds = {{ stuck_after = "90m", loop_after = 3, visibility_timeout = "2h" }}
 """,
     )
@@ -364,10 +365,98 @@ thresholds = {{ stuck_after = "90m", loop_after = 3, visibility_timeout = "2h" }
         "master_name": "mymaster",
         "nodes": ["w1@h", "w2@h"],
         "queues": ["mail"],
+        "app_keys": {"progress": settings.AppKey(pattern="p:{task_id}", url="redis://app/1")},
         "thresholds": settings.Thresholds(stuck_after="90m", loop_after=3, visibility_timeout="2h"),
         "origins": {},
         "warnings": [],
     }
+
+
+# The application's own keys
+
+
+def test_variables_of_the_application_name_its_keys(load):
+    """Under the names and patterns that go with them; a target of the file does not take them."""
+    env = {"REDIS_URL": "redis://h", "REDIS_PROGRESS_URL": "redis://:geheim@h/1", "REDIS_LOGS_URL": "redis://h/2"}
+
+    target = load(env=env)
+
+    assert {name: (each.key("x"), each.url) for name, each in target.app_keys.items()} == {
+        "progress": ("progress:x", "redis://:geheim@h/1"),
+        "logs": ("logs:x", "redis://h/2"),
+    }
+    said = {row["setting"]: (row["value"], row["from"]) for row in settings.described(target)}
+    assert said["app_keys"] == ("progress, logs", "environment")
+    assert said["app_keys.progress.url"] == ("redis://:***@h/1", "environment: REDIS_PROGRESS_URL")
+    assert said["app_keys.progress.pattern"] == ("progress:{task_id}", "built in")
+    assert redact.text("geheim") == "***"
+    assert load("prod", toml=PROD, env=env).app_keys == {}
+
+
+@pytest.mark.parametrize("task_id", ["x", "", "a:b", "{task_id}", "*", "\\1", "%s", "\udcff"])
+@pytest.mark.parametrize("pattern", ["progress:{task_id}", "{task_id}:p", "a{{task_id}}b", "p.{task_id}.q"])
+def test_a_key_is_the_pattern_with_the_id_in_it(pattern, task_id):
+    """Character for character, and back again."""
+    app_key = settings.AppKey(pattern=pattern)
+
+    assert app_key.key(task_id) == task_id.join(pattern.split("{task_id}"))
+    assert app_key.task_id(app_key.key(task_id)) == task_id
+
+
+@pytest.mark.parametrize("url", ["env:APP_URL", "file:secret", "redis://h/1"])
+def test_its_url_is_told_as_any_other(load, tmp_path, url):
+    """From a variable, a file of one's own, or as it is; never with a password in the file."""
+    (tmp_path / "secret").write_text("redis://:geheim@h/1")
+    (tmp_path / "secret").chmod(0o600)
+    toml = f'{PROD}[targets.prod.app_keys.progress]\npattern = "p:{{task_id}}"\nurl = "{url}"\n'
+
+    target = load("prod", toml=toml, env={"APP_URL": "redis://:geheim@h/1"})
+
+    assert target.app_keys["progress"].url.endswith("h/1")
+    assert "geheim" not in str(settings.described(target))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('url = "redis://:geheim@h/1"\npattern = "p:{task_id}"', "app_keys.progress.url holds a password"),
+        ('url = "env:NOWHERE"\npattern = "p:{task_id}"', "NOWHERE, which is not set"),
+        ('url = "http://h"\npattern = "p:{task_id}"', "app_keys.progress.url: 'http://h' is no Redis URL"),
+        ('url = "redis://h/x"\npattern = "p:{task_id}"', "no database number"),
+        ('url = "redis://h/1"', "app_keys.progress.pattern: '' must have {task_id} in it, once"),
+        ('pattern = "progress"', "must have {task_id} in it, once"),
+        ('pattern = "{task_id}:{task_id}"', "must have {task_id} in it, once"),
+        ('pattern = "{task_id}"', "could be any key"),
+        ('pattern = "p*:{task_id}"', "is a glob"),
+        ('pattern = "{user}:{task_id}"', "{user} in '{user}:{task_id}' stands for nothing"),
+        ('pattern = "celery-task-meta-{task_id}"', "the name of Celery's keys, or of ours"),
+        ('pattern = "celery-taskset-meta-{task_id}"', "the name of Celery's keys, or of ours"),
+        ('pattern = "opslib:run:{task_id}"', "the name of Celery's keys, or of ours"),
+        ('pattern = "_kombu{task_id}"', "the name of Celery's keys, or of ours"),
+        ('pattern = "unacked{task_id}"', "the name of Celery's keys, or of ours"),
+        ('pattern = "app:unacked{task_id}"', "the name of Celery's keys, or of ours"),
+        ('pattern = "app:opslib:{task_id}"', "the name of Celery's keys, or of ours"),
+        ('pattern = "redbeat:{task_id}"', "the name of Celery's keys, or of ours"),
+        ("pattern = 3", "expected `str`, got `int`"),
+        ('patern = "p:{task_id}"', "unknown field `patern`"),
+    ],
+)
+def test_a_pattern_that_could_mean_another_key_is_refused(load, table, message):
+    """What it means may be removed by its name alone."""
+    toml = f'{PROD}global_keyprefix = "app:"\n[targets.prod.app_keys.progress]\n{table}\n'
+
+    error = refused(load, "prod", toml=toml)
+
+    assert message in error.message
+    assert "geheim" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["result", "Progress", '"a b"', '""', "9"])
+def test_a_name_that_no_command_could_have_is_refused(load, name):
+    """It is a word of the command line, and not the one for Celery's own key."""
+    error = refused(load, "prod", toml=f'{PROD}[targets.prod.app_keys.{name}]\npattern = "p:{{task_id}}"\n')
+
+    assert "is no name for a key of the application" in error.message
 
 
 # What is shown of it

@@ -102,4 +102,17 @@ app.add_typer(demo.app, name="demo")
 def main() -> None:
     """Run the command line."""
     gc.set_threshold(*_SELDOM)
+    _only(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
     app(prog_name="ops")
+
+
+def _only(noun: str) -> None:
+    """Leave only the command that is called, or its group: the library would build every one of them first."""
+    commands = [each for each in app.registered_commands if _name(each) == noun]
+    groups = [each for each in app.registered_groups if each.name == noun]
+    if commands or groups:
+        app.registered_commands, app.registered_groups = commands, groups
+
+
+def _name(command: typer.models.CommandInfo) -> str:
+    return command.name or getattr(command.callback, "__name__", "").replace("_", "-")

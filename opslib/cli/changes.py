@@ -44,6 +44,7 @@ def apply(
     import dataclasses
 
     from opslib import direct, refusals, settings
+    from opslib.cli import cleanup
     from opslib.writer import resume as resuming
 
     form = output.form(output_form, as_json=as_json)
@@ -57,6 +58,8 @@ def apply(
     if begun:
         hint = f"`ops undo {run_id}` puts it back; `ops resume` finishes the run that applied it, if that was cut off."
         raise Refused(f"The plan of run {run_id} was applied already. Nothing was changed.", hint=hint)
+    if record.runbook == cleanup.NAME:
+        cleanup.refuse_unless_over(broker, plan)
     plan = dataclasses.replace(plan, continues=plan.continues or run_id)  # one journal: it can be applied once
     asks = Ask(yes=yes, confirmed=confirmed, reason=reason)
     change(broker, plan, "apply", form, name=record.runbook, asks=asks, found=record.findings)
@@ -115,6 +118,7 @@ def resume(
     """
     del verbose
     from opslib import direct, refusals, settings
+    from opslib.cli import cleanup
     from opslib.writer import resume as resuming
 
     form = output.form(output_form, as_json=as_json)
@@ -132,6 +136,8 @@ def resume(
     if not left:
         output.say(f"Run {run_id} has made all of its {len(plan)} changes. Nothing was changed.")
         return
+    if record.runbook == cleanup.NAME:
+        cleanup.refuse_unless_over(broker, left)
     output.say(f"{len(plan) - len(left)} of {len(plan)} changes are made; going on with {left.summary()}.")
     found = direct.run("resume", left, broker, dry_run=False, reason=reason or record.reason, runbook=record.runbook)
     results.conclude(found, form)
@@ -200,8 +206,10 @@ def _count(plan: Plan) -> int:
     """Return how much a plan is about: whole lists by their messages, everything else by its actions."""
     from opslib.plan import Kind
 
-    whole = {Kind.PURGE, Kind.DROP, Kind.UNDO}
-    return sum(action.count if action.kind in whole else 1 for action in plan)
+    return sum(
+        action.count if action.kind is Kind.UNDO or any(copy.place == "list" for copy in action.copies) else 1
+        for action in plan
+    )
 
 
 def _of_archive(run_id: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Pause before a second look; made only where the first one was not enough.
 _SETTLE = "0.5s"
 #: What its runs are called.
-_NAME = "cleanup-task"
+NAME = "cleanup-task"
 
 
 def register() -> None:
@@ -79,19 +79,36 @@ def cleanup(
         found = records.rows(remnants.diagnose(seen, _of(plan, keys)))
         runs.append(
             direct.run(
-                _NAME,
+                NAME,
                 plan,
                 broker,
                 dry_run=not apply,
                 reason=reason,
-                runbook=_NAME,
+                runbook=NAME,
                 found=found,
                 look=_left_of(plan, wanted, timeout),
             )
         )
         if runs[-1].exit_code is Exit.INTERRUPTED:
             break
-    _conclude(runs, form)
+    _conclude(runs, form, least=Exit.ATTENTION if any(key.fixed for key in keys) else Exit.DONE)
+
+
+def refuse_unless_over(broker: Broker, plan: Plan) -> None:
+    """
+    Look once more whether the tasks of a saved plan are over: it says what their keys held, and not that they run.
+
+    Raises:
+        Refused: If one is in circulation.
+
+        typer.Exit: With 4 if a place was not seen in which one could be.
+    """
+    from opslib.plan import Kind
+
+    known = broker.target.app_keys
+    meant = [action for action in plan if action.kind is Kind.DELETE]
+    ids = [known[each.source].task_id(each.subject) if each.source in known else each.subject for each in meant]
+    _refuse_unless_over(_look(broker, ids, options.TIMEOUT)[0])
 
 
 def _look(broker: Broker, ids: Sequence[str], timeout: str) -> tuple[Whereabouts, list[TaskKey]]:
@@ -100,10 +117,11 @@ def _look(broker: Broker, ids: Sequence[str], timeout: str) -> tuple[Whereabouts
 
     from opslib.collectors import app_keys
     from opslib.collectors.find import find as look
+    from opslib.symptoms import cleanup as remnants
 
     seen = look(broker, ids, kept=False, settle=_SETTLE, answer_within=timeout)
     keys, coverage = app_keys.read(broker, ids)
-    return dataclasses.replace(seen, coverage=(*seen.coverage, *coverage)), keys
+    return dataclasses.replace(seen, coverage=(*seen.coverage, *coverage)), remnants.apart_from_queues(seen, keys)
 
 
 def _refuse_unless_over(seen: Whereabouts) -> None:
@@ -163,9 +181,9 @@ def _agreed(broker: Broker, plans: Sequence[Plan], form: options.Format, asks: c
 
 
 def _of(plan: Plan, keys: Sequence[TaskKey]) -> list[TaskKey]:
-    """Return a plan's own keys."""
+    """Return a plan's own keys, and those beside them that cannot be removed."""
     meant = {copy.key for action in plan for copy in action.copies}
-    return [key for key in keys if key.fingerprint == plan.fingerprint and key.key in meant]
+    return [key for key in keys if key.fingerprint == plan.fingerprint and (key.key in meant or key.fixed)]
 
 
 def _left_of(plan: Plan, ids: Sequence[str], timeout: str) -> Look:
@@ -180,7 +198,7 @@ def _left_of(plan: Plan, ids: Sequence[str], timeout: str) -> Look:
     return look
 
 
-def _conclude(runs: Sequence[RunResult], form: options.Format) -> NoReturn:
+def _conclude(runs: Sequence[RunResult], form: options.Format, *, least: Exit) -> NoReturn:
     """
     Print what each run came to; programs get a list of them, however many there are.
 
@@ -197,7 +215,7 @@ def _conclude(runs: Sequence[RunResult], form: options.Format) -> NoReturn:
         output.emit(rows, form, table=lambda: "", ids=lambda row: str(row["subject"]))
     elif form is not options.Format.TABLE:
         output.emit([run.record for run in runs], form, table=lambda: "")
-    raise typer.Exit(max(int(run.exit_code) for run in runs))
+    raise typer.Exit(max(int(least), *(int(run.exit_code) for run in runs)))
 
 
 def _nothing(seen: Whereabouts, keys: Sequence[TaskKey], findings: Sequence[Finding], form: options.Format) -> NoReturn:

@@ -75,6 +75,7 @@ def peek(
     del verbose
     from opslib import refusals
     from opslib.collectors import queues as collected
+    from opslib.facts import WaitingMessage
     from opslib.render import tables
 
     broker = output.open_broker(target, env_file)
@@ -84,12 +85,9 @@ def peek(
             _refuse_unknown(name, broker)
         rows = collected.served_next(broker, listings, _selection(glob), limit=limit)
     depth = sum(each.length for each in listings)
-    output.emit(
-        rows,
-        output.form(output_form, as_json=as_json),
-        table=lambda: tables.waiting(rows),
-        ids=lambda row: str(row.task_id),
-    )
+    form = output.form(output_form, as_json=as_json)
+    shown = [row for row in rows if form is not options.Format.IDS or isinstance(row, WaitingMessage)]
+    output.emit(shown, form, table=lambda: tables.waiting(rows), ids=lambda row: str(row.task_id))
     output.say(f"{len(rows):,} of {depth:,} that wait in {name}." if depth else f"Nothing waits in {name}.")
 
 
@@ -293,6 +291,7 @@ def _consuming(
     from opslib.symptoms import asked
 
     refuse_reserved(name, broker)
+    _refuse_unknown(name, broker)
     known = [row.name for row in nodes(broker)[0] if row.answered]
     for each in wanted:
         if each not in known:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from opslib import refusals
-from opslib.collectors import keyspace, looks, queues, results, server, workers
+from opslib.collectors import app_keys, keyspace, looks, queues, results, server, workers
 from opslib.collectors import window as watching
 from opslib.durations import seconds
 from opslib.facts import Coverage, HeldTask, NodeInfo, QueueInfo, Snapshot
@@ -121,10 +121,11 @@ def reach(broker: Broker, *, answer_within: str = "1.5s") -> list[Coverage]:
         found, keys_coverage = keyspace.read(broker, max_keys=keyspace.STEP)
         _, _, _, workers_coverage = workers.read(broker, timeout_s=seconds(answer_within, "answer_within"))
         _, _, results_coverage = results.read(broker, found.results[:1], max_keys=keyspace.STEP)
+        _, apps_coverage = app_keys.read(broker, ["-"], names=broker.target.app_keys)
     sampled = [
         replace(
             row, silent=0 if "max_keys" in row.note else row.silent, note="" if "max_keys" in row.note else row.note
         )
         for row in (keys_coverage, results_coverage)
     ]
-    return [server_coverage, workers_coverage, *sampled]
+    return [server_coverage, workers_coverage, *sampled, *apps_coverage]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from opslib.envelope import Head, Unreadable, digest, head, instant, peek
@@ -296,21 +297,22 @@ def chosen(
 
 def served_next(
     broker: Broker, listings: Sequence[Listing], selection: Selection | None, *, limit: int
-) -> list[WaitingMessage]:
-    """Return the messages of a queue that are served next, as far as a filter means them; nothing is taken."""
-    rows: list[WaitingMessage] = []
+) -> list[WaitingMessage | UnreadableMessage]:
+    """
+    Return the messages of a queue that are served next, as far as a filter means them; nothing is taken.
+
+    What no worker can decode is of no task that a filter could mean; without one, it is what may stand in the way.
+    """
+    rows: list[WaitingMessage | UnreadableMessage] = []
     for listing in sorted(listings, key=lambda each: each.priority):
-        start, size = 0, _PEEK
-        while start < listing.length:
-            stop = min(listing.length, start + size)
-            page = cast("list[bytes]", broker.reads.lrange(raw_name(listing.key), -stop, -start - 1))
-            for served_before, raw in enumerate(reversed(page), start):
-                found = head(raw)
-                if isinstance(found, Head) and (selection is None or selection.fits(found)):
-                    rows.append(_row(found, listing, served_before, raw))
-                if len(rows) == limit:
-                    return rows
-            start, size = stop, min(_MOST_PER_WINDOW, 2 * size)
+        for position, raw in _from_served_end(broker, listing):
+            found = head(raw)
+            if isinstance(found, Unreadable):
+                rows += [] if selection else [_unreadable(found, listing, position, raw)]
+            elif selection is None or selection.fits(found):
+                rows.append(_row(found, listing, position, raw))
+            if len(rows) == limit:
+                return rows
     return rows
 
 
@@ -319,11 +321,33 @@ def meant(broker: Broker, listings: Sequence[Listing], selection: Selection) -> 
     counts: dict[str, int] = {}
     left = selection.limit
     for listing in sorted(listings, key=lambda each: each.priority):
-        rows = chosen(broker, [listing], lambda h: fnmatchcase(h.task, selection.task))
-        count = sum(selection.fits(row) for row in rows)
-        counts[listing.key] = min(count, left) if selection.limit else count
-        left -= counts[listing.key]
+        if selection.is_everything:
+            count = min(listing.length, left) if selection.limit else listing.length
+        elif selection.limit:
+            heads = (head(raw) for _, raw in _from_served_end(broker, listing))
+            those = (found for found in heads if isinstance(found, Head) and selection.fits(found))
+            count = sum(1 for _ in islice(those, left))
+        else:
+            rows = chosen(broker, [listing], lambda h: fnmatchcase(h.task, selection.task))
+            count = sum(selection.fits(row) for row in rows)
+        counts[listing.key] = count
+        left -= count
     return counts
+
+
+def _from_served_end(broker: Broker, listing: Listing) -> Iterator[tuple[int, bytes]]:
+    """
+    Yield a list's messages with the number of those served before each, the first served first, for whoever wants few.
+
+    What workers take meanwhile makes it pass over as many of the others, so nothing is decided by it.
+    """
+    start, (size, most) = 0, _window(broker, raw_name(listing.key), listing.length) if listing.length else (0, 0)
+    size = min(_PEEK, size)
+    while start < listing.length:
+        stop = min(listing.length, start + size)
+        page = cast("list[bytes]", broker.reads.lrange(raw_name(listing.key), -stop, -start - 1))
+        yield from enumerate(reversed(page), start)
+        start, size = stop, min(most, 2 * size)
 
 
 def stream(broker: Broker, listing: Listing, *, limit: int | None = None) -> Iterator[tuple[int, bytes]]:

@@ -196,9 +196,9 @@ def held(rows: Sequence[HeldTask | Row], *, taken_at: datetime | None = None) ->
     )
 
 
-def waiting(rows: Sequence[WaitingMessage | Row]) -> Table:
-    """Return waiting messages, in the order in which they are served."""
-    ranked = sorted(map(row_of, rows), key=lambda row: (row["queue"], row["priority"], row["position"]))
+def waiting(rows: Sequence[WaitingMessage | UnreadableMessage | Row]) -> Table:
+    """Return waiting messages, in the order in which they are served; of those that nobody can decode, why."""
+    ranked = sorted(map(row_of, rows), key=lambda row: (row["queue"], row["key"], row["position"]))
     return Table(
         title="Waiting",
         columns=(
@@ -210,7 +210,14 @@ def waiting(rows: Sequence[WaitingMessage | Row]) -> Table:
             Column("Size", "number"),
         ),
         rows=[
-            (_task(row), row["queue"], row["priority"], row["position"], row["retries"], size(row["size_bytes"]))
+            (
+                Cell("(unreadable)", row["reason"]) if "reason" in row else _task(row),
+                row["queue"],
+                row.get("priority", ""),
+                row["position"],
+                row.get("retries", ""),
+                size(row["size_bytes"]),
+            )
             for row in ranked
         ],
         empty="Nothing waits.",

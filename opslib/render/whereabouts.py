@@ -105,10 +105,12 @@ def places(seen: Whereabouts) -> Table:
 
 def coverage(seen: Whereabouts) -> list[object]:
     """Return what was looked into: on one line where all of it answered."""
-    if any(row.silent or (row.note and len(seen.ids) != 1) for row in seen.coverage):
+    if any(row.silent for row in seen.coverage):
         return [tables.coverage(seen.coverage)]
     looks = "two looks" if seen.earlier else "one look"
-    return [Line((f"Every place answered: {', '.join(row.place for row in seen.coverage)}", looks))]
+    # The table of a single task has the notes where they belong.
+    notes = [row.note for row in seen.coverage if row.note and len(seen.ids) != 1]
+    return [Line((f"Every place answered: {', '.join(row.place for row in seen.coverage)}", looks, *notes))]
 
 
 def _none(seen: Whereabouts) -> str:

@@ -215,7 +215,9 @@ def limited(task: str, rate: str, nodes: Iterable[NodeInfo]) -> list[Action]:
         return []
     names, count = ", ".join(sorted(had)), len(had)
     each = f" each, {count} nodes together {count} times that" * (count > 1)
-    does = f"{names} begin{'s' * (count == 1)} at most {wanted} of them{each}." if wanted else f"No limit on {names}."
+    does = (
+        f"{names} begin{'s' * (count == 1)} it at most {wanted}{each}." if wanted else f"No limit any more on {names}."
+    )
     old = ", ".join(sorted(filter(None, set(had.values()))))
     trap = f" What they have received under {old} goes on at that pace." if old else ""
     effect = f"{does}{trap} A node that is restarted has its own limit again."

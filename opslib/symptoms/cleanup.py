@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from opslib import plan as plans
 from opslib.errors import Refused
@@ -16,6 +17,17 @@ from opslib.symptoms.stop_task import PLACES
 #: Places in which a task could still be, so that one that was not wholly seen leaves everything open.
 _LIVE = frozenset({"keyspace", "waiting", "unacked", "workers", "set aside"})
 _NAMED = 5
+
+
+def apart_from_queues(seen: Whereabouts, keys: Iterable[TaskKey]) -> list[TaskKey]:
+    """Return the keys, each that is a queue's list as one that cannot be removed: an id was meant, not its messages."""
+    lists = {each.key: queue.name for queue in seen.queues for each in queue.lists}
+    return [
+        replace(key, fixed=f"It is a list of queue {lists[key.key]}.")
+        if key.fingerprint == seen.fingerprint and key.key in lists
+        else key
+        for key in keys
+    ]
 
 
 def diagnose(seen: Whereabouts, keys: Iterable[TaskKey]) -> list[Finding]:
@@ -110,6 +122,8 @@ def _left(key: TaskKey, task: str) -> Finding:
 
 
 def _by_hand(key: TaskKey) -> str:
+    if key.fixed.startswith("It is a list of queue"):
+        return "`ops queue purge` takes messages out of circulation. Is the id right, and the pattern?"
     if key.life_s >= 0:
         return "It goes when its life is over."
     return "It is left as it is: what cannot be kept is not removed. Give it a life where it is written."
@@ -130,7 +144,7 @@ def _removed(key: TaskKey, task: str, state: str) -> Action:
 
 def _effect(key: TaskKey, state: str) -> str:
     if key.name != RESULT:
-        return f"Its {key.name} leaves {key.database}; the value is in the vault of this run."
+        return f"The key with its {key.name} leaves {key.database}; the value is in the vault of this run."
     said = f" ({state})" if state else ""
     group = f" It is one of group {key.group}, whose own bookkeeping stays." if key.group else ""
     return f"Its result{said} leaves {key.database}: whoever asks for it is told PENDING.{group}"

@@ -32,7 +32,7 @@ class Thresholds:
     """
 
     queue_depth: int = 10
-    scheduled_per_node: int = 1000
+    scheduled_per_node: int = 10_000
 
     @classmethod
     def of(cls, broker: Broker, *, queue_depth: int = 0, scheduled_per_node: int = 0) -> Thresholds:

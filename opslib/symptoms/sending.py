@@ -74,7 +74,7 @@ def action(wanted: Order, queue: str, *, task_id: str, now: datetime) -> Action:
         task_id=task_id,
         queue=queue,
         priority=wanted.priority,
-        eta=due.astimezone(UTC).isoformat() if due else None,
+        eta=due.isoformat() if due else None,
     )
     when = f"runs in {spell((due - now).total_seconds())}" if due and due > now else "runs when its turn comes"
     urgency = f" with priority {wanted.priority}" if wanted.priority else ""
@@ -117,6 +117,7 @@ def doubts(
 def _json(text: str, kind: type, name: str, wanted: str) -> Any:  # noqa: ANN401 - whatever JSON holds
     try:
         value = json.loads(text)
+        json.dumps(value, allow_nan=False)  # NaN and what is too large for a float: Python reads them, JSON has none
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
@@ -127,8 +128,8 @@ def _json(text: str, kind: type, name: str, wanted: str) -> Any:  # noqa: ANN401
 def _instant(text: str) -> datetime:
     try:
         at = datetime.fromisoformat(text)
-    except ValueError:
+        if at.tzinfo is None:
+            raise BadParameter(f"--eta: {text} has no time zone.", hint="Write 2026-11-21T18:00:00Z or …+01:00.")
+        return at.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise BadParameter(f"--eta: {text!r} is no instant.", hint="Write 2026-11-21T18:00:00+01:00.") from None
-    if at.tzinfo is None:
-        raise BadParameter(f"--eta: {text} has no time zone.", hint=f"Write {text}Z or {text}+01:00.")
-    return at

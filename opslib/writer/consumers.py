@@ -28,12 +28,14 @@ def order(primitive: Primitive, action: Action) -> Outcome:
     """
     broker = primitive.broker
     before, silent = _consuming(broker)
+    named = set(filter(None, action.node.split(",")))
     concerned = sorted(
         node
         for node, queues in before.items()
-        if (action.subject in queues) is (action.kind is Kind.PAUSE)
-        and (not action.node or node in action.node.split(","))
+        if (action.subject in queues) is (action.kind is Kind.PAUSE) and (not named or node in named)
     )
+    if named:  # of the others, nobody asked
+        silent = len(named - before.keys())
     if not concerned and not silent:
         already = "consumes it any more" if action.kind is Kind.PAUSE else "has to begin: all do"
         return Outcome(action=action, status=Status.SKIPPED, reason=f"No node {already}.")

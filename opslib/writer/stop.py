@@ -20,7 +20,7 @@ from opslib.collectors.quarantine import set_aside
 from opslib.durations import spell
 from opslib.facts import Whereabouts
 from opslib.plan import Action, Outcome, Status
-from opslib.writer import lists
+from opslib.writer import lists, nodes
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -91,7 +91,7 @@ def stop(
 
     lists.settle(primitive)
     _keep(broker, todo, quarantine)
-    _write_down(primitive, actions)
+    nodes.note_revoked(primitive, actions)
     _revoke(broker, todo)
     for progress in todo.values():
         if progress.action.terminate and still_mine():
@@ -117,18 +117,6 @@ def _keep(broker: Broker, todo: dict[str, _Progress], quarantine: Callable[[Wher
     """Quarantine what is there before any node hears of it: one that is about to start it would drop its message."""
     for task_id, moved in quarantine(find(broker, list(todo), kept=False)).items():
         todo[task_id].quarantined += moved
-
-
-def _write_down(primitive: Primitive, actions: Sequence[Action]) -> None:
-    """Have the journal know of the revoke before any node does: whoever undoes this has to know that nodes remember."""
-    items = [{"a": action.id, "s": action.subject} for action in actions]
-    primitive.call(
-        "note",
-        primitive.keys(),
-        ["A" * len(items)],
-        receipt={"op": "note", "role": "revoke", "items": items},
-        about={"revoke": [action.subject for action in actions]},
-    )
 
 
 def _revoke(broker: Broker, todo: dict[str, _Progress]) -> None:

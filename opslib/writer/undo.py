@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from opslib.collectors import quarantine
-from opslib.errors import NotFound
+from opslib.errors import NotFound, OpsError
 from opslib.keys import OWN, raw_name
 from opslib.plan import Action, Copy, Kind, Plan, make
 from opslib.writer import journal as journals
@@ -39,12 +39,22 @@ def plan(broker: Broker, run_id: str) -> Plan:
 
 
 def _found(broker: Broker, run_id: str) -> tuple[Broker, Journal]:
-    """Return the run's journal and the database that has it."""
-    for site in sites.of(broker):  # one after the other: where it is not, nobody has to answer
+    """
+    Return the run's journal and the database that has it; of several, the first with something to put back.
+
+    A run by hand may have changed several, and each is undone by itself. Once it is found, the others need not answer.
+    """
+    found: list[tuple[Broker, Journal]] = []
+    unseen: list[OpsError] = []
+    for site in sites.of(broker, unseen=unseen):
         journal = journals.read(site, run_id)
         if journal.batches:
-            return site, journal
-    return broker, Journal(run_id=run_id)
+            found.append((site, journal))
+            if any(set_aside(site, journal)) or any(_standing(journal)):
+                return found[-1]
+    if unseen and not found:
+        raise unseen[0]
+    return found[0] if found else (broker, Journal(run_id=run_id))
 
 
 def _of_full(broker: Broker, run_id: str) -> Iterator[Action]:

@@ -207,7 +207,7 @@ class TestApply:
 
         done = call("task", "cleanup", task_id, "--apply", "--yes")
 
-        assert done.code == Exit.DONE, done
+        assert done.code == Exit.ATTENTION, done
         assert f"logs:{task_id} is left as it is. It has 2,001 elements; at most 2,000" in done.err
         assert kept.of(task_id) == {f"logs:{task_id}"}
         again = call("task", "cleanup", task_id)
@@ -239,6 +239,18 @@ class TestApply:
         assert not kept.clients[1].exists(f"progress:{task_id}")
         assert kept.of(other) == before
         assert "\x1b" not in done.out + done.err
+
+    def test_queue_that_a_pattern_could_mean(self, shop: Deployment, place: Path) -> None:
+        """Messages that wait are nobody's remnants, whatever their queue is called."""
+        toml(place, shop, '[targets.shop.app_keys.mail]\npattern = "mail:{task_id}"')
+        seed_waiting(shop.redis, queue="mail:high")
+
+        done = call("task", "cleanup", "high", "--apply", "--yes")
+
+        assert done.code == Exit.ATTENTION, done
+        assert "It is a list of queue mail:high." in " ".join(done.out.split())
+        assert shop.redis.llen("mail:high") == 1
+        shop.redis.delete("mail:high")
 
 
 class TestStillInCirculation:
@@ -304,6 +316,22 @@ class TestStillInCirculation:
         assert done.code == Exit.CANNOT_SEE, done
         assert "Whether it still runs cannot be told" in done.err
         assert kept.shop.redis.exists(f"celery-task-meta-{task_id}")
+
+    def test_saved_plan_of_a_task_that_was_sent_again(self, kept: Kept) -> None:
+        """The plan of a dry run is applied to the key, and only while its tasks are over."""
+        task_id = kept.done()
+        looked = records(task_id, code=Exit.ATTENTION)
+        seed_waiting(kept.shop.redis, queue="lonely", task_id=task_id)
+        before = kept.all()
+
+        refused = [call("apply", record["run_id"], "--yes") for record in looked]
+        kept.shop.redis.delete("lonely")
+
+        assert [(done.code, f"{task_id} is waiting" in done.err) for done in refused] == [(Exit.REFUSED, True)] * 3
+        assert kept.all() == before
+        for record in looked:
+            call("apply", record["run_id"], "--yes")
+        assert kept.of(task_id) == set()
 
 
 class TestConfirming:
@@ -387,6 +415,18 @@ class TestDatabaseThatIsGone:
 
         assert kept.of(task_id) == {f"celery-task-meta-{task_id}"}, done
 
+    def test_check_names_it(self, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`ops config check` tries each of them."""
+        whole = call("config", "check")
+        monkeypatch.setenv("REDIS_LOGS_URL", NOWHERE)
+        assert kept
+
+        partial = call("config", "check")
+
+        assert (whole.code, partial.code) == (Exit.DONE, Exit.CANNOT_SEE), whole
+        assert "/1" in whole.out
+        assert f"keys in {NOWHERE}" in partial.err
+
     def test_lock_is_shown_all_the_same(self, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of the databases that answer; that one does not is said, and is exit 4."""
         monkeypatch.setenv("REDIS_LOGS_URL", NOWHERE)
@@ -396,19 +436,3 @@ class TestDatabaseThatIsGone:
 
         assert done.code == Exit.CANNOT_SEE, done
         assert "127.0.0.1:1/0 cannot be reached" in done.err
-
-
-def test_show(kept):
-    task_id = kept.done()
-    done = call("task", "cleanup", task_id)
-    print(done.out, done.err)
-    done = call("task", "cleanup", task_id, "--apply", "--yes")
-    print(done.out, done.err)
-    run = re.findall(r"\S*-cleanup-task-\w+", done.out)
-    done = call("undo", run[0], "--apply", "--yes")
-    print(done.out, done.err)
-    t = kept.shop.send("gate"); kept.shop.until_running(t)
-    done = call("task", "cleanup", t)
-    kept.shop.redis.set("open", 1)
-    print(done.out, done.err)
-    assert 0

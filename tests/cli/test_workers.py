@@ -193,7 +193,7 @@ class TestLimit:
 
         assert done.code == Exit.ATTENTION
         assert "none → 10/m" in done.out
-        assert f"{NODE} begins at most 10/m of them" in " ".join(done.out.split())
+        assert f"{NODE} begins it at most 10/m" in " ".join(done.out.split())
         assert limit_of() == ""
 
     @pytest.mark.parametrize("rate", ["fast", "10/d", "", "/m", "-1/m", "nan/s", "inf", "10/m/s", "1e400/s"])

@@ -23,7 +23,7 @@ from tests.support.seed import bind, envelope, seed_result, seed_unacked, seed_w
 ALLOWED = {
     *("PING", "HELLO", "AUTH", "SELECT", "CLIENT", "INFO", "TIME", "DBSIZE", "SCAN", "TYPE", "MEMORY"),
     *("LLEN", "LRANGE", "LINDEX", "SMEMBERS", "HLEN", "HSTRLEN", "HMGET", "HSCAN", "ZCARD", "ZRANGE"),
-    *("GETRANGE", "STRLEN", "PTTL", "LPOS", "PSUBSCRIBE", "PUNSUBSCRIBE"),
+    *("GETRANGE", "STRLEN", "PTTL", "LPOS", "PSUBSCRIBE"),
     *("SADD", "PUBLISH", "BRPOP", "SREM", "DEL"),
 }
 

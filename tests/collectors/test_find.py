@@ -407,6 +407,20 @@ def test_a_task_that_is_put_aside_between_the_looks_is_found(broker, redis, monk
     assert find(broker, ["x"], settle="1s").places == {"x": ["quarantined"]}
 
 
+def test_a_task_that_is_put_back_between_the_looks_is_found(broker, redis, monkeypatch):
+    """It was delivered, and waits by now: lists in which it was not are read again."""
+    seed_unacked(redis, task_id="x")
+    bind(redis, "celery", "celery")
+
+    def restore(_):
+        redis.delete("unacked", "unacked_index")
+        seed_waiting(redis, task_id="x")
+
+    monkeypatch.setattr("opslib.collectors.find.time.sleep", restore)
+
+    assert find(broker, ["x"], settle="1s").places == {"x": ["waiting"]}
+
+
 def test_what_is_finished_needs_no_second_look(broker, redis, monkeypatch):
     """Nor does a task that waits where somebody consumes."""
     seed_result(redis, "SUCCESS", task_id="done")
@@ -455,7 +469,7 @@ class TestSelection:
         """Each condition holds; whatever else is of the same task comes along."""
         seed_waiting(redis, "mail.send", retries=5)
         meant = seed_waiting(redis, "shop.charge", retries=5).task_id
-        seed_waiting(redis, "shop.charge", task_id=meant, queue="mail", retries=0)
+        seed_waiting(redis, "shop.charge", task_id=meant, queue="a-queue-read-before", retries=0)
         seed_unacked(redis, "shop.charge", retries=2)
 
         found = find(broker, selection=Selection(task="shop.*", retries=3))

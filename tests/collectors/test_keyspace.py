@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from opslib.collectors import keyspace
+from tests.support import servers
 from tests.support.seed import KEYS, bind, seed_result, seed_unacked, seed_waiting
 
 
@@ -89,3 +90,20 @@ def test_keys_under_another_prefix_are_named(broker, redis):
     redis.sadd("shop:_kombu.binding.celery", "celery\x06\x16\x06\x16celery")
 
     assert keyspace.read(broker, max_keys=1000)[0].foreign == {"shop:"}
+
+
+@pytest.mark.parametrize("prefix", ["", "shop:"])
+def test_remembered_nodes_are_read_from_one_key(redis, server, prefix):
+    """Dead ones are among them; nobody else's are."""
+    prefixed = servers.broker(server, global_keyprefix=prefix)
+    redis.sadd(f"{prefix}_kombu.binding.celery.pidbox", KEYS.separator.join(("", "", "w1@lab.celery.pidbox")), "odd")
+    redis.sadd("other:_kombu.binding.celery.pidbox", KEYS.separator.join(("", "", "w2@lab.celery.pidbox")))
+
+    assert keyspace.remembered(prefixed) == {"w1@lab"}
+
+
+def test_what_is_no_set_remembers_nobody(broker, redis):
+    """It is no defect either."""
+    assert keyspace.remembered(broker) == set()
+    redis.set("_kombu.binding.celery.pidbox", "x")
+    assert keyspace.remembered(broker) == set()

@@ -17,6 +17,7 @@ from opslib.demo import processes
 from opslib.errors import BrokerUnreachable, SettingsError
 from opslib.findings import verdict
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose
+from tests.collectors.test_collect import ALLOWED, overheard
 from tests.support import engines, servers
 from tests.support.seed import bind, seed_result, seed_unacked, seed_waiting
 from tests.support.waiting import until
@@ -254,6 +255,17 @@ def test_a_user_who_may_only_read_still_counts(broker, redis, server):
     assert (flow.arrived, flow.exact) == (1, True)
     assert "may not listen" in note(snapshot).note
     assert "could not be told" in note(snapshot).note
+
+
+def test_watching_asks_only_for_what_it_may(broker, redis):
+    """As every other look does."""
+    seed_waiting(redis, retries=1)
+
+    with overheard(redis) as said:
+        collect(broker, window="0.7s", tell_events=True)
+
+    assert {command.split()[0].upper() for command in said} <= ALLOWED
+    assert sum(command.startswith("LPOS") for command in said) == 4  # twice in each of two samples
 
 
 def test_nobody_there_is_no_error(broker):

@@ -9,12 +9,13 @@ import pytest
 from bs4 import BeautifulSoup
 
 from opslib import records
-from opslib.facts import Coverage, QueueInfo, WaitingMessage
+from opslib.facts import Coverage, QueueInfo, UnreadableMessage, WaitingMessage
 from opslib.plan import Status
 from opslib.render import display, judged, tables, words
 from opslib.render.grid import Cell, Column, Table, cells
 from tests.render import samples
 from tests.render.samples import TAKEN_AT, action, finding, held, message, node, outcome, plan, record, snapshot
+from tests.support.seed import KEYS
 
 
 def soup(table: Table) -> BeautifulSoup:
@@ -151,11 +152,38 @@ def test_waiting_messages_stand_in_the_order_of_service():
         for name in ("eta_at", "expires_at", "sha256", "size_bytes", "retries", "delivery_tag")
     }
     rows = [
-        WaitingMessage(task_id=str(at), task="t", queue="q", key="q", priority=priority, position=position, **fields)
-        for at, (priority, position) in enumerate([(3, 0), (0, 5), (0, 1)])
+        WaitingMessage(
+            task_id=str(at),
+            task="t",
+            queue="q",
+            key=KEYS.queue("q", priority),
+            priority=priority,
+            position=position,
+            **fields,
+        )
+        for at, (priority, position) in enumerate([(3, 1), (4, 0), (0, 5), (0, 2)])
     ]
 
-    assert column(tables.waiting(rows), "Served before it") == ["1", "5", "0"]
+    assert column(tables.waiting(rows), "Served before it") == ["2", "5", "0", "1"]
+
+
+def test_a_message_that_nobody_can_decode_is_among_those_that_wait():
+    """With why, in its place; it has no task, and no retries."""
+    odd = UnreadableMessage(
+        place="waiting",
+        queue="q",
+        key="q",
+        position=0,
+        delivery_tag="",
+        sha256="s",
+        size_bytes=9,
+        reason="it is not JSON",
+    )
+
+    table = tables.waiting([odd])
+
+    assert "(unreadable)" in str(table)
+    assert "it is not JSON" in str(table)
 
 
 @pytest.mark.parametrize("width", [40, 60, 100, 200])

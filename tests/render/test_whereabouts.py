@@ -424,6 +424,16 @@ class TestViews:
         assert "1,200 more tasks are meant" in str(shown.answers(seen))
         assert "1,200 more tasks are meant" in str(views(seen)[0])
 
+    def test_what_was_noted_of_a_place_is_said_once(self):
+        """In the row of the place, or below several tasks."""
+        noted = [replace(row, note="1 message cannot be decoded." * (row.place == "waiting")) for row in coverage()]
+
+        one, several = views(whereabouts("x", coverage=noted)), views(whereabouts("x", "y", coverage=noted))
+
+        assert "1 message cannot be decoded." in one[1].html()
+        assert "decoded" not in str(one[-1])
+        assert str(several[-1]).endswith("one look · 1 message cannot be decoded.")
+
     def test_a_silent_node_is_named_below(self):
         """As the table of coverage says it."""
         seen = whereabouts(

@@ -43,8 +43,8 @@ SIEVED = (
 OWN |= {verb: (*OWN.get(verb, ()), "list-set-aside") for verb in SIEVED}
 OWN |= {verb: (*OWN[verb], "in-verify") for verb in SIEVED[:5]}
 #: What comes to its end in more steps than others: from quarantine to where it goes, list by list.
-OWN |= {verb: (*OWN[verb], "after-intent-6", "after-script-9") for verb in ("move-some-deep", "expedite-deep")}
-OWN |= {"expedite": ("after-intent-6", "after-script-9")}
+FURTHER = ("after-intent-6", "after-script-9")
+OWN |= {verb: (*OWN.get(verb, ()), *FURTHER) for verb in ("move-some-deep", "expedite", "expedite-deep")}
 UNDONE = (*VERBS, "everything")
 #: Where a server that dies makes a difference.
 OF_SERVERS = ("after-lock", "after-intent", "after-script", "after-intent-2", "after-script-2", "before-verify")
@@ -64,7 +64,7 @@ PROTOCOL = {
     "C5 after the intent, before the script": "before-intent, after-intent",
     "C6 script sent, answer lost": "TestLostAnswers",
     "C7 after the script, before the result": "after-script",
-    "C8 between batches": ", ".join(("after-result", *BETWEEN)),
+    "C8 between batches": ", ".join(("after-result", *BETWEEN, *FURTHER)),
     "C9 lock gone while paused": "TestPaused",
     "C10 during the verification": "before-verify, in-verify",
     "C11 before the release": "before-release",

@@ -32,13 +32,13 @@ def _both(request, monkeypatch):
 
 
 def seeded(redis, count=60, *, queue=QUEUE, priorities=(0,)):
-    """Fill a queue, every third message of the shop's."""
+    """Fill a queue, every third message of each list the shop's."""
     return [
         seed_waiting(
             redis,
             "shop.order" if n % 3 == 0 else "tests.ok",
             queue=queue,
-            priority=priorities[n % len(priorities)],
+            priority=priorities[n // 3 % len(priorities)],
             args=[n],
         )
         for n in range(count)
