@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opslib.render.display import show
     from opslib.render.frames import frame
     from opslib.render.retries import retries
-    from opslib.render.whereabouts import answers
+    from opslib.render.whereabouts import answers, in_words
     from opslib.writer import apply
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ __all__ = [
     "find",
     "forecast",
     "frame",
+    "in_words",
     "record",
     "retries",
     "show",
@@ -49,6 +50,7 @@ _HOMES = {
     "find": "opslib.collectors.find",
     "forecast": "opslib.render.depths",
     "frame": "opslib.render.frames",
+    "in_words": "opslib.render.whereabouts",
     "record": "opslib.records",
     "retries": "opslib.render.retries",
     "show": "opslib.render.display",

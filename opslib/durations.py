@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from math import isfinite, nan
 
 import msgspec
 from pytimeparse import parse
 
-from opslib.errors import SettingsError
+from opslib.errors import BadParameter, SettingsError
 
 #: Beyond this no clock can be counted forward or back.
 LONGEST_S = 100 * 365 * 86400.0
@@ -44,6 +44,27 @@ def _parsed(text: str) -> float | None:
         return None if found is None else float(found)
     except (msgspec.ValidationError, OverflowError):
         return None
+
+
+def moment(text: str, name: str) -> datetime:
+    """
+    Return an instant that a person writes in ISO 8601, in UTC.
+
+    Raises:
+        BadParameter: If it is none, or has no time zone: an hour's difference would not be seen.
+    """
+    try:
+        at = datetime.fromisoformat(text)
+        if at.tzinfo is None:
+            raise BadParameter(f"{name}: {text} has no time zone.", hint="Write 2026-11-21T18:00:00Z or …+01:00.")
+        return at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise BadParameter(f"{name}: {text!r} is no instant.", hint="Write 2026-11-21T18:00:00+01:00.") from None
+
+
+def after(start: datetime, length_s: float) -> datetime:
+    """Return the instant so many seconds after another."""
+    return start + timedelta(seconds=length_s)
 
 
 def spell(value_s: float | None) -> str:

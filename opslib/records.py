@@ -64,6 +64,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
         scope: What was judged: the whole "deployment"; certain "tasks" alone; or, for a "change" that somebody asked
             for by name, what else is wrong beside it, which its exit code does not count.
 
+        said: The answer that a run was made for, in its own words; empty where its findings are the answer.
+
         error: Type, message and hint of what stopped the run; None for a run that ended.
     """
 
@@ -86,6 +88,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     remaining: list[dict[str, object]] = []
     report: str = ""
     scope: str = "deployment"
+    said: str = ""
     error: dict[str, str] | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -140,6 +143,7 @@ def record(
     remaining: Sequence[Finding] | None = None,
     dry_run: bool = True,
     scope: str = "",
+    said: str = "",
     written: bool = True,
 ) -> RunRecord:
     """
@@ -151,6 +155,8 @@ def record(
         plan: None, with no outcomes, for a runbook that only looks.
 
         after: The look after the changes; None where there was no second one, and what was found remains.
+
+        said: As RunRecord has it.
 
         scope: As RunRecord has it; where it is not said, what the view is of.
 
@@ -183,6 +189,7 @@ def record(
         remaining=rows(remaining),
         report=ctx.report,
         scope=scope,
+        said=redact.plain(said),
     )
     if written:
         write(result, ctx.record)
@@ -279,6 +286,8 @@ def headline(run: RunRecord) -> str:
     """Return the run in one sentence, for the report's head, the terminal and the index."""
     if run.error:
         return run.error["message"]
+    if run.said:
+        return run.said
     actions = run.plan.get("actions")
     planned = len(actions) if isinstance(actions, list) else 0
     left = counted(str(row["code"]) for row in run.remaining) if run.scope != "change" else ""

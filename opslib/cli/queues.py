@@ -291,13 +291,15 @@ def _consuming(
     from opslib.symptoms import asked
 
     refuse_reserved(name, broker)
-    _refuse_unknown(name, broker)
-    known = [row.name for row in nodes(broker)[0] if row.answered]
+    rows = nodes(broker)[0]
+    if not any(name in row.queues for row in rows):
+        _refuse_unknown(name, broker)
+    known = [row.name for row in rows]  # a silent one too: what becomes of it is not known, and is said
     for each in wanted:
         if each not in known:
             near = difflib.get_close_matches(each, known, n=1)
             hint = f"Did you mean {near[0]}?" if near else "`ops workers` lists them."
-            raise NotFound(f"No node {each} answers.", hint=hint)
+            raise NotFound(f"No node {each} is known here.", hint=hint)
     verb = str(kind)
     _carry_out(broker, asked.consuming(kind, name, wanted), verb, form, name=f"{verb}-queue", asks=asks, where=name)
 

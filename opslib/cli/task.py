@@ -238,5 +238,6 @@ def _nothing(seen: Whereabouts, findings: list[Finding], form: options.Format) -
         output.show(*whereabouts.show(seen), *([judged.findings(findings)] if findings else []))
     else:
         output.document({"places": seen.places, "findings": records.rows(findings), "coverage": seen.coverage}, form)
-    output.say("None of it is in circulation. Nothing was changed.")
+    seen_whole = not any(row.silent for row in seen.coverage)
+    output.say(f"{'None of it is' if seen_whole else 'None of it was seen'} in circulation. Nothing was changed.")
     raise typer.Exit(int(records.exit_code(verdict(findings))))

@@ -21,7 +21,7 @@ class Rate:
 
         before: Messages waiting at its start.
 
-        arrived: Messages that were pushed meanwhile; of an inexact row the least that can have been.
+        arrived: Messages that were pushed meanwhile, at either end; of an inexact row the least that can have been.
 
         served: Messages that nodes took meanwhile; of an inexact row the least that can have been.
 
@@ -83,9 +83,7 @@ class Rate:
         if not self.arrived and not self.served and self.exact:
             return f"nothing came or went in {spell(self.watched_s)}"
         least = "" if self.exact else "at least "
-        return (
-            f"{least}{figure(self.arrival_per_min)} come and {least}{figure(self.drain_per_min)} are taken a minute"
-        )
+        return f"{least}{figure(self.arrival_per_min)} come and {least}{figure(self.drain_per_min)} are taken a minute"
 
     @property
     def outlook(self) -> str:

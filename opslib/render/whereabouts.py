@@ -66,6 +66,22 @@ def sentence(seen: Whereabouts, task_id: str, findings: Iterable[Finding] = ()) 
     return story.sentence(trace.of(seen, task_id, findings))
 
 
+def in_words(seen: Whereabouts, findings: Iterable[Finding] = ()) -> str:
+    """Return the answer to who asked, in one sentence: how the task stands, or how many of several stand how."""
+    known = list(findings)
+    if not seen.ids:
+        return _none(seen)
+    if len(seen.ids) == 1:
+        (task_id,) = seen.ids
+        of = trace.of(seen, task_id, known)
+        said = story.sentence(of)
+        return f"{of.task or task_id}: {said}"
+    lost = sum(not places for places in seen.places.values())
+    wrong = len({f.subject for f in known if f.subject in seen.ids})
+    nowhere = f", {lost:,} found nowhere" if lost else ""
+    return f"{len(seen.ids):,} tasks: {len(seen.ids) - wrong:,} as they should be, {wrong:,} not{nowhere}."
+
+
 def lifecycle(seen: Whereabouts, task_id: str) -> Table:
     """
     Return every place that was searched for a task, in the order of its life, with what was found there.

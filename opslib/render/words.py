@@ -228,7 +228,7 @@ def undoable(record: RunRecord) -> bool:
     return any(
         row.get("status") == Status.APPLIED
         and kinds_of.get(row.get("action")) not in {None, Kind.UNDO, Kind.DROP, Kind.REVOKE}
-        and "0 copies quarantined" not in (row.get("steps") or ())
+        and "0 copies quarantined" not in str(row.get("steps"))
         for row in record.outcomes
     )
 

@@ -91,7 +91,8 @@ def consuming(kind: Kind, queue: str, nodes: Iterable[str] = ()) -> list[Action]
     names = ",".join(sorted(nodes))
     who = names or "every node"
     effect = (
-        f"{who} takes no more of {queue}; what it has already, it runs. A node that starts later consumes it again."
+        f"{who} takes no more of {queue}; what it has already, it runs, and what it is being served in that moment it "
+        "puts back, last. A node that starts later consumes it again."
         if kind is Kind.PAUSE
         else f"{who} consumes {queue} again."
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from opslib.facts import Whereabouts
+from opslib.facts import UNKNOWN_TASK, Whereabouts
 from opslib.findings import Finding, Severity, worst_first
 from opslib.symptoms import messages, orphans, sight, stuck_tasks
 from opslib.symptoms.stuck_tasks import Thresholds
@@ -57,6 +57,7 @@ def diagnose(seen: Whereabouts, limits: Thresholds) -> list[Finding]:
     found = [
         *sight.unseen(seen),
         *_not_found(seen),
+        *_failed(seen),
         *(sight.absent(seen) if seen.messages else ()),
         *_beside_idle_nodes(seen),
         *stuck_tasks.active_too_long(view, limits),
@@ -96,6 +97,33 @@ def _not_found(seen: Whereabouts) -> Iterator[Finding]:
                 else "It ended and its result has expired or was not kept, or a node died with it after it had "
                 "acknowledged it; or the id is not whole, or another deployment's. The application's log knows."
             ),
+            runbook="find-task",
+        )
+
+
+def _failed(seen: Whereabouts) -> Iterator[Finding]:
+    """Tasks that have failed for good, by their result or by their letter; one that is in flight again has not."""
+    moving = {row.task_id for row in (*seen.messages, *seen.held)}
+    letters = {letter.task_id: letter for letter in seen.dead}
+    ends = {result.task_id: result for result in seen.results if result.state in {"FAILURE", "REJECTED"}}
+    for task_id in sorted((letters.keys() | ends.keys()) - moving):
+        letter, result = letters.get(task_id), ends.get(task_id)
+        why = (result.exception if result else "") or (letter.exception if letter else "")
+        told = [f"its result says {result.state}"] if result else []
+        told += [f"its letter is in {letter.key}"] if letter else []
+        yield Finding(
+            code="task-failed",
+            severity=Severity.ATTENTION,
+            subject=task_id,
+            task=(letter.task if letter else "") or (result.task if result else "") or UNKNOWN_TASK,
+            message=f"It failed{f' of {why}' if why else ''}: {' and '.join(told)}.",
+            evidence={
+                "result": result.state if result else "none stored",
+                "dead_letter": letter.key if letter else "none",
+                "retries": result.retries if result else None,
+                "node": result.node if result else "",
+            },
+            hint="Mend what it failed of first; then send it again, if it is still needed.",
             runbook="find-task",
         )
 

@@ -83,7 +83,7 @@ def _starving(snapshot: Snapshot, queue: QueueInfo, queue_depth: int) -> list[tu
 def _clearly(flows: Sequence[Flow], sign: int) -> bool:
     """Whether lists grew, or with a sign of -1 became shorter, by more than chance makes of as much coming as going."""
     change = sum(flow.after - flow.before for flow in flows)
-    return sign * change > 2 * sqrt(sum(flow.arrived + flow.served for flow in flows))
+    return sign * change > 2 * sqrt(sum(flow.arrived + flow.restored + flow.served for flow in flows))
 
 
 def _told_of_starving(starving: Sequence[tuple[Flow, int]]) -> Iterator[str]:

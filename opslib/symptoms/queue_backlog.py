@@ -69,7 +69,7 @@ def _rate(queue: QueueInfo, flows: list[Flow], length_s: float) -> Rate:
         queue=queue.name,
         depth=sum(flow.after for flow in flows),
         before=sum(flow.before for flow in flows),
-        arrived=sum(flow.arrived for flow in flows),
+        arrived=sum(flow.arrived + flow.restored for flow in flows),
         served=sum(flow.served for flow in flows),
         watched_s=length_s,
         exact=all(flow.exact for flow in flows),

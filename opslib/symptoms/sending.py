@@ -6,14 +6,16 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opslib.durations import seconds, spell
+from opslib.durations import after, moment, seconds, spell
 from opslib.errors import BadParameter
 from opslib.facts import NodeInfo
 from opslib.plan import Action, Kind
 from opslib.rewrite import fresh
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +57,7 @@ def order(task: str, args: str, kwargs: str, *, countdown: str = "", eta: str = 
         kwargs=_json(kwargs, dict, "--kwargs", "a JSON object, such as '{\"order\": 4711}'"),
         priority=priority,
         countdown_s=seconds(countdown, "--countdown") if countdown else None,
-        eta=_instant(eta) if eta else None,
+        eta=moment(eta, "--eta") if eta else None,
     )
 
 
@@ -66,7 +68,7 @@ def action(wanted: Order, queue: str, *, task_id: str, now: datetime) -> Action:
     Args:
         now: Server time, from which a countdown is counted.
     """
-    due = wanted.eta or (now + timedelta(seconds=wanted.countdown_s) if wanted.countdown_s else None)
+    due = wanted.eta or (after(now, wanted.countdown_s) if wanted.countdown_s else None)
     message = fresh(
         wanted.task,
         wanted.args,
@@ -89,9 +91,7 @@ def action(wanted: Order, queue: str, *, task_id: str, now: datetime) -> Action:
     )
 
 
-def doubts(
-    wanted: Order, queue: str, nodes: Sequence[NodeInfo], *, now: datetime, whole: bool
-) -> Iterator[str]:
+def doubts(wanted: Order, queue: str, nodes: Sequence[NodeInfo], *, now: datetime, whole: bool) -> Iterator[str]:
     """
     Say what speaks against it, each as a sentence.
 
@@ -123,13 +123,3 @@ def _json(text: str, kind: type, name: str, wanted: str) -> Any:  # noqa: ANN401
     if not isinstance(value, kind):
         raise BadParameter(f"{name} is not {wanted}.")
     return value
-
-
-def _instant(text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-        if at.tzinfo is None:
-            raise BadParameter(f"--eta: {text} has no time zone.", hint="Write 2026-11-21T18:00:00Z or …+01:00.")
-        return at.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise BadParameter(f"--eta: {text!r} is no instant.", hint="Write 2026-11-21T18:00:00+01:00.") from None

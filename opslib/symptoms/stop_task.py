@@ -49,7 +49,7 @@ def wanted(*, task_id: str = "", task: str = "", place: str = "", retries: int =
     selection = Selection(task=task or "*", retries=retries)
     if selection.is_everything and not limit:
         meant = f"every task that is {place}" if place else "every task there is"
-        raise BadParameter(f"This means {meant}.", hint="Say how many at most: limit=20.")
+        raise BadParameter(f"This means {meant}.", hint="Say how many at most, with a limit: 20, for instance.")
     chosen = {"selection": selection, "places": [place] if place else []}
     return {**chosen, "limit": limit} if limit else chosen
 
@@ -99,12 +99,16 @@ def _not_found(seen: Whereabouts, before: Whereabouts | None) -> Iterator[Findin
     blind = [row.place for row in seen.silent_places]
     for task_id, places in seen.places.items():
         if not places and task_id not in known:
-            where = f"but not everything could be seen: {', '.join(blind)}" if blind else "and every place was seen"
+            where = (
+                f"but not everything could be seen: {', '.join(blind)}; whether it can still run is not known"
+                if blind
+                else "and every place was seen; there is nothing to stop"
+            )
             yield Finding(
                 code="task-not-found",
                 severity=Severity.UNKNOWN if blind else Severity.ATTENTION,
                 subject=task_id,
-                message=f"It was found nowhere, {where}; there is nothing to stop.",
+                message=f"It was found nowhere, {where}.",
                 evidence={"searched": [row.place for row in seen.coverage], "silent": blind},
                 hint="Is the id whole, and is this the deployment that it was sent to?",
                 runbook="find-task",

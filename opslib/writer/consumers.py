@@ -23,8 +23,8 @@ def order(primitive: Primitive, action: Action) -> Outcome:
     """
     Have nodes consume a queue, or no longer; the journal knows before the nodes do.
 
-    Nodes that are silent hear it too, but nobody knows whether they obey; one that is started later consumes what its
-    command line says.
+    Nodes that are silent are not told, for nobody could tell afterwards which of them to tell the opposite; one that is
+    started later consumes what its command line says.
     """
     broker = primitive.broker
     before, silent = _consuming(broker)
@@ -36,6 +36,7 @@ def order(primitive: Primitive, action: Action) -> Outcome:
     )
     if named:  # of the others, nobody asked
         silent = len(named - before.keys())
+    unseen = f"{silent} silent node{'s' * (silent != 1)}" if silent else ""
     if not concerned and not silent:
         already = "consumes it any more" if action.kind is Kind.PAUSE else "has to begin: all do"
         return Outcome(action=action, status=Status.SKIPPED, reason=f"No node {already}.")
@@ -47,8 +48,11 @@ def order(primitive: Primitive, action: Action) -> Outcome:
     tell(broker, action.kind, items)
     left = _left(broker, action.kind, action.subject, concerned)
     if left or silent:
-        who = ", ".join([*left, *([f"{silent} silent node{'s' * (silent != 1)}"] if silent else [])])
-        return Outcome(action=action, status=Status.UNVERIFIED, reason=f"Not known of {who}; the others obeyed.")
+        others = ", ".join(node for node in concerned if node not in left)
+        obeyed = f" {others} obeyed." if others else ""
+        again = " A silent node was not told: run this again once it answers." if silent else ""
+        reason = f"Not known of {', '.join(filter(None, [*left, unseen]))}.{obeyed}{again}"
+        return Outcome(action=action, status=Status.UNVERIFIED, reason=reason)
     verb = "No longer consumed" if action.kind is Kind.PAUSE else "Consumed"
     return Outcome(action=action, status=Status.APPLIED, reason=f"{verb} by {', '.join(concerned)}.")
 

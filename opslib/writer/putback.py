@@ -67,7 +67,7 @@ def _dropped_at_once(journal: Journal, action: Action, remembered: Mapping[str, 
 
 def _kept_back(action: Action, why: str) -> Outcome:
     reason = f"{why}, so that it would be dropped at once and lost: restart that node, then undo again. It stays kept."
-    return Outcome(action=action, status=Status.SKIPPED, reason=reason)
+    return Outcome(action=action, status=Status.FAILED, reason=reason)
 
 
 def _op(batches: Mapping[str, Batch], action: Action) -> str:

@@ -67,9 +67,10 @@ def carry_out(mover: Mover, action: Action) -> Outcome:
 
 def _outcome(action: Action, account: _Account, before: int) -> Outcome:
     moved = f"{account.moved:,} message{'s' * (account.moved != 1)}"
-    gone = f" {account.gone:,} were taken meanwhile." if account.gone else ""
+    were = "was" if account.gone == 1 else "were"
+    gone = f" {account.gone:,} {were} taken meanwhile." if account.gone else ""
     left = account.unwritable
-    odd = f" {left:,} cannot be written again and stay where they are." if left else ""
+    odd = f" {left:,} cannot be written again, and stay{'s' * (left == 1)} behind." if left else ""
     if account.halted:
         reason = f"Of the messages, {account.moved:,} were moved. {account.halted}"
         return Outcome(action=action, status=Status.FAILED, reason=reason)

@@ -34,7 +34,7 @@ def send(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
             primitive.call("push", keys, values, receipt={"op": "send", "items": items}, about=about)
             sent = {item["a"] for item in items}
             outcomes += [
-                Outcome(action=action, status=Status.APPLIED, reason=f"It waits in {action.destination}.")
+                Outcome(action=action, status=Status.APPLIED, reason=f"It was put into {action.destination}.")
                 for action, _ in some
                 if action.id in sent
             ]

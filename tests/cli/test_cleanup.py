@@ -16,6 +16,7 @@ from redis import Redis
 
 from opslib import direct
 from opslib.errors import Exit
+from opslib.writer import points
 from tests.command_line import call, on_terminal
 from tests.shop import contents
 from tests.support.plans import values
@@ -332,6 +333,29 @@ class TestStillInCirculation:
         for record in looked:
             call("apply", record["run_id"], "--yes")
         assert kept.of(task_id) == set()
+
+    def test_interrupted_run(self, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The other databases are not begun; resume finishes the one that was, once its tasks are over."""
+        task_id = kept.done()
+        before = kept.all()
+
+        def cut(point: str) -> None:
+            if point == "after-vault":
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(points, "passed", cut)
+            done = call("task", "cleanup", task_id, "--apply", "--yes", "-o", "json")
+        (record,) = json.loads(done.out)
+        assert (done.code, kept.all()) == (Exit.INTERRUPTED, before), done
+
+        seed_waiting(kept.shop.redis, queue="lonely", task_id=task_id)
+        refused = call("resume", record["run_id"])
+        kept.shop.redis.delete("lonely")
+        assert (refused.code, kept.all()) == (Exit.REFUSED, before), refused
+        call("resume", record["run_id"])
+
+        assert kept.of(task_id) == {f"logs:{task_id}", f"celery-task-meta-{task_id}"}
 
 
 class TestConfirming:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from opslib.facts import QueueInfo, Rate
 from opslib.render import depths as module
+from opslib.render import display, tables
 from opslib.render.depths import depths, forecast, shade
 from opslib.render.pen import ALARM
 from tests.render.samples import NODE, snapshot
@@ -185,6 +186,26 @@ def test_a_short_look_has_a_wide_band():
 def test_a_queue_that_is_empty_and_grows_is_shown():
     """It is the one to look at."""
     assert "mail" in texts(forecast([rate("mail", depth=9, arrived=9, before=0), rate(depth=0)]).svg)
+
+
+def test_the_table_of_rates_says_what_is_exact_and_what_is_not():
+    """Deepest first; a lower bound is called one, and what nobody watched has no figures."""
+    rows = [
+        rate("slow", depth=1, arrived=1, exact=False),
+        rate("quick", depth=9, arrived=3, served=60),
+        rate("unseen", depth=2, watched_s=0.0),
+    ]
+
+    table = tables.rates(rows)
+
+    assert [row[:4] for row in table.rows] == [
+        ("quick", 9, "30", "600"),
+        ("unseen", 2, "", ""),
+        ("slow", 1, "at least 10", "at least 0"),
+    ]
+    assert [row[4] for row in table.rows[:2]] == ["empty in about 0.9 s", "not watched"]
+    assert table.below() == "Watched for 6.0 s."
+    assert [view.title for view in display.views(tuple(rows))] == ["Rates"]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -222,7 +222,7 @@ class TestMoving:
     def test_a_slip_of_the_finger_is_refused_with_the_nearest_name(self, shop: Shop) -> None:
         """Nothing is changed, and the sentence is the last word."""
         before = shop.lists()
-        result = shop.run(do="purge", queue="oders", dry_run=False)
+        result = shop.run(do="purge", queue="order", dry_run=False)
 
         assert (result.exit_code, result.record.error["type"]) == (Exit.USAGE, BadParameter.__name__)
         assert "Did you mean orders?" in result.record.error["hint"]

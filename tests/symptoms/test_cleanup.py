@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opslib.errors import Exit, Refused
-from opslib.facts import Coverage, TaskKey
+from opslib.facts import Coverage, ListInfo, QueueInfo, TaskKey
 from opslib.findings import Severity
 from opslib.plan import Kind
 from opslib.symptoms import cleanup
@@ -178,6 +178,24 @@ class TestPlan:
     def test_nothing(self):
         """No keys, no plan."""
         assert cleanup.plan(OVER, []) == []
+
+
+class TestQueues:
+    """Messages that wait are nobody's remnants."""
+
+    @pytest.mark.parametrize(("fingerprint", "apart"), [("r/p/0/", True), ("r/p/1/", False)])
+    def test_list_of_a_queue(self, fingerprint, apart):
+        """In the broker's own database; a key that is only called so in another one is no queue."""
+        mail = QueueInfo(
+            name="mail:x", depth=1, by_priority={0: 1}, lists=(ListInfo(key="mail:x", priority=0, length=1),)
+        )
+        seen = whereabouts("x", queues=(mail,))
+
+        (found,) = cleanup.apart_from_queues(seen, [key("mail", type="list", fingerprint=fingerprint)])
+
+        assert bool(found.fixed) is apart
+        assert len(cleanup.plan(seen, [found])) == (not apart)
+        assert ("ops queue purge" in cleanup.diagnose(seen, [found])[0].hint) is apart
 
 
 class TestDiagnose:

@@ -36,14 +36,12 @@ def codes(seen):
 
 WELL = {
     "finished": whereabouts("x", results=[result("x", "SUCCESS")]),
-    "failed": whereabouts("x", results=[result("x", "FAILURE")]),
     "waiting": whereabouts("x", waiting=[waiting("x")], queues=[queue(depth=1)]),
     "running": twice(whereabouts("x", held=[held("x")], results=[result("x")])),
     "running, acknowledged late": twice(whereabouts("x", held=[held("x")], unacked=[delivered("x")])),
     "reserved": twice(whereabouts("x", held=[held("x", "reserved")], unacked=[delivered("x")])),
     "scheduled": twice(whereabouts("x", held=[held("x", "scheduled")], unacked=[delivered("x", age_s=1, eta_in_s=60)])),
     "on its way": twice(whereabouts("x", unacked=[delivered("x", age_s=0.2)])),
-    "a dead letter": whereabouts("x", dead=[letter("x")]),
     "put aside": twice(whereabouts("x", quarantined=[put_aside("x")], results=[result("x", "RETRY")])),
     "nothing that was asked for": whereabouts(),
 }
@@ -53,6 +51,28 @@ WELL = {
 def test_a_task_that_is_well_is_no_finding(seen):
     """It has ended, waits its turn or its time, or runs as it may."""
     assert diagnose(seen, LIMITS) == []
+
+
+FAILED = {
+    "a result": whereabouts("x", results=[result("x", "FAILURE", exception="ValueError")]),
+    "a dead letter": whereabouts("x", dead=[letter("x")]),
+    "both": whereabouts("x", results=[result("x", "FAILURE")], dead=[letter("x")]),
+}
+
+
+@pytest.mark.parametrize("seen", FAILED.values(), ids=FAILED)
+def test_a_task_that_has_failed_needs_a_person(seen):
+    """By its result or by its letter: one finding either way."""
+    (finding,) = diagnose(seen, LIMITS)
+
+    assert (finding.code, finding.severity, finding.subject) == ("task-failed", Severity.ATTENTION, "x")
+
+
+def test_a_failed_task_that_is_in_flight_again_is_not_called_failed():
+    """Somebody sent it again under its id; the old result stays until the new one is written."""
+    again = whereabouts("x", waiting=[waiting("x")], queues=[queue(depth=1)], results=[result("x", "FAILURE")])
+
+    assert diagnose(again, LIMITS) == []
 
 
 @pytest.mark.parametrize("seen", [WELL["finished"], WELL["running"]], ids=["finished", "running"])

@@ -51,15 +51,16 @@ def of(count, name="celery", **fields):
     return queue(name, (0, {"shop.ok": count}), **fields)
 
 
-def flow(name="celery", priority=0, *, before=0, arrived=0, served=0, exact=True):
+def flow(name="celery", priority=0, *, before=0, arrived=0, served=0, restored=0, exact=True):
     """Return what a list did in the window."""
     return Flow(
         queue=name,
         priority=priority,
         before=before,
-        after=before + arrived - served,
+        after=before + arrived + restored - served,
         arrived=arrived,
         served=served,
+        restored=restored,
         exact=exact,
     )
 
@@ -239,6 +240,14 @@ def test_rates_add_up_the_lists_of_a_queue():
     assert (late.depth, late.watched_s, late.outlook) == (3, 0.0, "")
     assert mail.exact
     assert [row.watched_s for row in rates(seen(of(3)))] == [0.0]
+
+
+def test_what_is_put_back_has_come_too():
+    """Celery restores at the end that is served first; a queue grows by it as by anything else."""
+    (row,) = rates(seen(of(30), flows=[flow(before=10, arrived=2, served=2, restored=20)]))
+
+    assert (row.arrived, row.served, row.depth) == (22, 2, 30)
+    assert row.grows
 
 
 # Tasks that nobody has

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from opslib import records
 from opslib.collectors import nodes
 from opslib.plan import Action, Kind
-from opslib.writer import apply
+from opslib.writer import apply, consumers
 from tests.support import servers
 from tests.support.plans import planned, told, undone
 
@@ -54,3 +56,22 @@ def test_a_queue_is_taken_up_and_let_go_again(broker):
     assert told(undone(broker, records.context().run_id)) == ["applied"]
 
     assert consumed(broker) == before
+
+
+def test_a_silent_node_is_none_of_those_that_were_named(broker, trial, monkeypatch):
+    """Whether the others answer does not matter then; of one that is named and silent nobody knows."""
+    monkeypatch.setattr(consumers, "_ANSWER_S", 0.5)
+    other = trial.worker(name="w2@trial", queues="celery,parcels")
+
+    with other.frozen():
+        mine = apply(planned(broker, replace(order(Kind.PAUSE, "mail"), node="w1@trial")), broker, dry_run=False)
+        its = apply(planned(broker, replace(order(Kind.PAUSE, "parcels"), node="w2@trial")), broker, dry_run=False)
+        all_of_them = apply(planned(broker, order(Kind.PAUSE, "parcels")), broker, dry_run=False)
+    trial.wait_for(other)
+
+    assert told(mine) == ["applied"]
+    assert told(its) == told(all_of_them) == ["unverified"]
+    assert its[0].reason.startswith("Not known of 1 silent node. A silent node was not told")
+    assert "parcels" in consumed(broker)["w2@trial"]
+    undone(broker, records.context().run_id)
+    other.kill()

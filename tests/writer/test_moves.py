@@ -10,8 +10,8 @@ import pytest
 from redis.exceptions import ResponseError
 
 from opslib.envelope import digest
-from opslib.rewrite import restored
 from opslib.errors import Refused
+from opslib.rewrite import restored
 from opslib.writer import journal as journals
 from opslib.writer import lock, moves, scripts
 from opslib.writer.moves import CHANGED, GONE, MOVED, MOVED_NEXT, TAKEN, UNDONE, Move, Mover, Place, old_bytes

@@ -164,7 +164,7 @@ def test_what_cannot_be_written_again_does_not_hide_what_is_behind_it(broker, re
     (outcome,) = apply(planned(broker, *asked.move(QUEUE, TO, lengths, only)), broker, dry_run=False)
 
     assert waiting_ids(redis, TO) == good[: limit or 5]
-    assert "750 cannot be written again" in outcome.reason
+    assert "750 cannot be written again, and stay behind" in outcome.reason
     assert redis.llen(QUEUE) == 755 - (limit or 5)
 
 
