@@ -34,7 +34,7 @@ KINDS = frozenset(
 OTHERS = "(others)"
 _ENABLED = b'"task events enabled"'
 #: What to do where nodes tell nothing.
-_HOW = "start workers with `-E` or `worker_send_task_events = True`, or set tell_events"
+_HOW = "start workers with `-E` or `worker_send_task_events = True`"
 
 
 class _Encoding(msgspec.Struct):

@@ -119,11 +119,10 @@ def nodes(rows: Sequence[NodeInfo | Row], held: Iterable[HeldTask | Row] = ()) -
         columns=(
             Column("Node", "code"),
             Column("Answer", "state"),
-            Column("Pool"),
-            Column("Busy", "number"),
-            Column("Prefetch", "number"),
+            Column("Busy"),
             Column("Reserved", "number"),
             Column("Scheduled", "number"),
+            Column("Prefetch", "number"),
             Column("Memory", "number"),
             Column("Up", "number"),
             Column("Queues", "code"),
@@ -135,16 +134,15 @@ def nodes(rows: Sequence[NodeInfo | Row], held: Iterable[HeldTask | Row] = ()) -
 
 def _node(row: Row, places: Mapping[tuple[str, str], int]) -> tuple[object, ...]:
     if not row["answered"]:
-        return (words.shown(row["name"]), "no answer", *[""] * 8)
+        return (words.shown(row["name"]), "no answer", *[""] * 7)
     slots = f"{places.get((row['name'], 'active'), 0)} of {row['concurrency']}"
     up = spell(row["uptime_s"]) if row["uptime_s"] else ""
     return (
         words.shown(row["name"]),
         "answered",
-        row["pool"],
-        slots,
-        row["prefetch"],
+        f"{slots} {row['pool']}".rstrip(),
         *(places.get((row["name"], place), 0) for place in ("reserved", "scheduled")),
+        row["prefetch"],
         size(row["memory_bytes"]),
         up,
         _names(row["queues"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from opslib.facts import Snapshot
@@ -118,10 +119,12 @@ def not_consuming(snapshot: Snapshot) -> Iterator[Finding]:
         queue.name for queue in snapshot.queues if queue.depth
     }
     busy = {task.node for reading in (snapshot, snapshot.earlier) for task in reading.held if task.place != "scheduled"}
+    held = Counter(task.node for task in snapshot.held)
     for node in snapshot.answering:
         beside = lying & set(node.queues)
         idle = node.name not in busy and node.name in before and before[node.name].accepted == node.accepted
-        if beside and idle and not node.rate_limited:
+        is_full = 0 < node.prefetch <= held[node.name]  # of tasks that wait for their time: it may take no more
+        if beside and idle and not is_full and not node.rate_limited:
             yield Finding(
                 code="worker-not-consuming",
                 severity=Severity.CRITICAL,

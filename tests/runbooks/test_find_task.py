@@ -151,7 +151,8 @@ def test_what_was_put_aside_is_found(shop: Shop) -> None:
     finally:
         shop.redis.delete(space, "celery.dead")
 
-    assert (result.record.verdict, result.exit_code) == ("healthy", Exit.DONE)
+    assert [row["subject"] for row in result.record.findings] == ["dead"]
+    assert (result.record.verdict, result.exit_code) == ("attention", Exit.ATTENTION)
     said = shown(result, "facts")
     assert "by run 20261121T021500Z-stop-task-7f3a9c" in said
     assert "in celery.dead: ValueError" in said

@@ -186,9 +186,8 @@ class TestQueues:
     @pytest.mark.parametrize(("fingerprint", "apart"), [("r/p/0/", True), ("r/p/1/", False)])
     def test_list_of_a_queue(self, fingerprint, apart):
         """In the broker's own database; a key that is only called so in another one is no queue."""
-        mail = QueueInfo(
-            name="mail:x", depth=1, by_priority={0: 1}, lists=(ListInfo(key="mail:x", priority=0, length=1),)
-        )
+        waits = ListInfo(key="mail:x", priority=0, length=1)
+        mail = QueueInfo(name="mail:x", depth=1, by_priority={0: 1}, lists=(waits,))
         seen = whereabouts("x", queues=(mail,))
 
         (found,) = cleanup.apart_from_queues(seen, [key("mail", type="list", fingerprint=fingerprint)])

@@ -185,6 +185,17 @@ def idle(**before):
     return twice(snapshot(queues=[queue(depth=1)]), **before)
 
 
+def test_a_node_full_of_tasks_that_wait_for_their_time_is_not_called_idle():
+    """With worker_eta_task_limit it may take no more; a place that is free tells the one from the other."""
+    later = [held(name, "scheduled") for name in "abc"]
+
+    full = twice(snapshot(queues=[queue(depth=1)], held=later, nodes=[node(prefetch=3)]))
+    free = twice(snapshot(queues=[queue(depth=1)], held=later, nodes=[node(prefetch=4)]))
+
+    assert found(full, "worker-not-consuming") == []
+    assert len(found(free, "worker-not-consuming")) == 1
+
+
 def test_a_node_idle_beside_work_is_told():
     """It took nothing between the looks, and holds nothing."""
     (finding,) = found(idle(), "worker-not-consuming")
