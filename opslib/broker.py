@@ -135,8 +135,14 @@ class Broker:
         return str(self.information.get("role", ""))
 
     def server_time(self) -> datetime:
-        """Return the server's clock: every age and cut-off counts from it, not from this machine's."""
-        seconds, micros = self.reads.time()
+        """
+        Return the server's clock: every age and cut-off counts from it, not from this machine's.
+
+        Raises:
+            BrokerUnreachable: If it does not say; BrokerRefused if it may not.
+        """
+        with refusals.explained(self.target.shown_broker):
+            seconds, micros = self.reads.time()
         return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
 
     def __repr__(self) -> str:

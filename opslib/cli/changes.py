@@ -10,9 +10,12 @@ from opslib.cli import confirm, options, output, results
 from opslib.errors import Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
     from opslib.broker import Broker
     from opslib.direct import Look
-    from opslib.plan import Plan
+    from opslib.plan import Action, Plan
 
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="As `ops reports list` shows it.")]
 
@@ -156,6 +159,27 @@ def prepared(output_form: options.Format, *, as_json: bool, apply: bool, dry_run
     if apply:
         confirm.possible(yes=yes)
     return output.form(output_form, as_json=as_json)
+
+
+def planned(broker: Broker, actions: Sequence[Action], *, max_actions: int = 0, now: datetime | None = None) -> Plan:
+    """
+    Return a command's actions as a plan of this moment.
+
+    Args:
+        max_actions: How many there may be; 0 for as many as there are.
+
+        now: When their facts were seen, by the server's clock, where that is known.
+
+    Raises:
+        PlanTooLarge: If there are more.
+
+        BrokerUnreachable: If the server does not say what time it is.
+    """
+    from opslib import plan as plans
+
+    made_at = now or broker.server_time()
+    most = max_actions or len(actions)
+    return plans.make(broker.target.name, broker.fingerprint, actions, max_actions=most, made_at=made_at)
 
 
 class Ask:

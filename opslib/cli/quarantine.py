@@ -97,7 +97,7 @@ def drop(
     Example: ops quarantine drop 20261121T021500Z-stuck-tasks-7f3a9c --apply
     """
     del verbose
-    from opslib import plan, refusals
+    from opslib import refusals
     from opslib.symptoms import asked
     from opslib.writer import drop as dropping
 
@@ -110,9 +110,7 @@ def drop(
     with refusals.explained(broker.target.shown_broker):
         dropping.refuse_unfinished(broker, run_id)  # before anybody is asked to agree to it
     actions = asked.drop(lists)
-    made = plan.make(
-        broker.target.name, broker.fingerprint, actions, max_actions=len(actions), made_at=broker.server_time()
-    )
+    made = changes.planned(broker, actions)
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     changes.change(broker, made, "drop", form, name="drop-quarantine", asks=asks)
 

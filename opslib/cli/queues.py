@@ -307,13 +307,11 @@ def _consuming(
 def _carry_out(
     broker: Broker, actions: list[Action], verb: str, form: options.Format, *, name: str, asks: changes.Ask, where: str
 ) -> NoReturn:
-    from opslib import plan
 
     if not actions:
         output.say(f"Nothing that is meant waits in {where}. Nothing was changed.")
         raise typer.Exit
-    now = broker.server_time()
-    made = plan.make(broker.target.name, broker.fingerprint, actions, max_actions=len(actions), made_at=now)
+    made = changes.planned(broker, actions)
     changes.change(broker, made, verb, form, name=name, asks=asks)
 
 

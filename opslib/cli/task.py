@@ -104,7 +104,6 @@ def revoke(
     Example: ops task revoke 8a1f… --apply
     """
     del verbose
-    from opslib import plan as plans
     from opslib.collectors.find import MOST_TASKS
     from opslib.collectors.find import find as look
     from opslib.symptoms import asked
@@ -118,8 +117,7 @@ def revoke(
     if not actions:
         output.say("No such task is in flight. Nothing was changed.")
         raise typer.Exit(int(Exit.ATTENTION))
-    most, now = limit or MOST_TASKS, broker.server_time()
-    made = plans.make(broker.target.name, broker.fingerprint, actions, max_actions=most, made_at=now)
+    made = changes.planned(broker, actions, max_actions=limit or MOST_TASKS)
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     changes.change(broker, made, "revoke", form, name="revoke-task", asks=asks)
 
@@ -149,7 +147,6 @@ def reorder(
     Example: ops task reorder 8a1f… --to next --apply
     """
     del verbose
-    from opslib import plan as plans
     from opslib.collectors.find import find as look
     from opslib.symptoms import asked
 
@@ -157,7 +154,7 @@ def reorder(
     broker = output.open_broker(target, env_file)
     seen = look(broker, [options.task_id(task_id)], answer_within=timeout)
     action = asked.reordered(seen, options.task_id(task_id), to)
-    made = plans.make(broker.target.name, broker.fingerprint, [action], max_actions=1, made_at=seen.taken_at)
+    made = changes.planned(broker, [action], now=seen.taken_at)
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     changes.change(broker, made, "reorder", form, name="reorder-task", asks=asks)
 
@@ -188,7 +185,6 @@ def send(
     Example: ops task send shop.send_receipt --args '[4711]' --countdown 5m --apply
     """
     del verbose
-    from opslib import plan as plans
     from opslib.collectors import nodes
     from opslib.symptoms import sending
 
@@ -201,7 +197,7 @@ def send(
     for doubt in sending.doubts(order, queue, known, now=now, whole=not coverage.silent):
         output.say(f"Warning: {doubt}")
     action = sending.action(order, queue, task_id=str(uuid.uuid4()), now=now)
-    made = plans.make(broker.target.name, broker.fingerprint, [action], max_actions=1, made_at=now)
+    made = changes.planned(broker, [action], now=now)
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     changes.change(broker, made, "send", form, name="send-task", asks=asks)
 

@@ -44,7 +44,7 @@ class TestView:
         assert done.code == Exit.DONE
         (line,) = (line for line in done.out.splitlines() if busy.worker.name in line and "answered" in line)
         words = line.split()
-        assert (words[3:7], words[8:10]) == (["prefork", "1", "of", "1"], ["1", "2"])
+        assert words[3:9] == ["1", "of", "1", "prefork", "1", "2"]
         for place in ("active", "reserved", "scheduled", "retrying"):
             assert busy.ids[place] in done.out
         assert "in 8 min" in done.out

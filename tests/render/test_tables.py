@@ -110,7 +110,7 @@ def test_busy_slots_count_the_running_tasks_of_a_node():
     """Reserved tasks take no slot."""
     table = tables.nodes([node()], [held(1), held(2), held(3, "reserved")])
 
-    assert column(table, "Busy") == ["2 of 4"]
+    assert column(table, "Busy") == ["2 of 4 prefork"]
 
 
 def test_nodes_that_do_not_answer_stand_first():
