@@ -85,6 +85,8 @@ def holds(path: Path) -> bool:
         return seen
     if name.endswith(".html"):
         return _in_page(content)
+    if name == PLAN:
+        return _in_plan(content)
     return _in_notebook(content) if name.endswith(".ipynb") else _in_json(content)
 
 
@@ -208,6 +210,16 @@ def _in_json(text: str) -> bool:
         return redact.has_credential(json.loads(text))
     except (ValueError, RecursionError):
         return redact.text(text) != text
+
+
+def _in_plan(text: str) -> bool:
+    """Whether a plan holds a credential; in what it is to publish, which is somebody's data, only one of ours counts."""
+    try:
+        document = json.loads(text)
+        messages = [str(action.pop("message", "")) for action in document["actions"]]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return _in_json(text)
+    return any(map(_remembered, messages)) or redact.has_credential(document)
 
 
 def _in_notebook(text: str) -> bool:

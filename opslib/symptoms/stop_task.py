@@ -65,6 +65,7 @@ def diagnose(seen: Whereabouts, *, before: Whereabouts | None = None) -> list[Fi
         *sight.unseen(seen),
         *_not_found(seen, before),
         *_in_circulation(seen),
+        *_beyond(before or seen),
         *_resent(seen),
     ]
     return worst_first(found)
@@ -135,12 +136,16 @@ def _in_circulation(seen: Whereabouts) -> Iterator[Finding]:
             hint=_promise(seen, task_id),
             runbook="stop-task",
         )
-    if seen.more:
+
+
+def _beyond(chosen: Whereabouts) -> Iterator[Finding]:
+    """Tasks that a filter means and a limit leaves out: of those, nothing was done."""
+    if chosen.more:
         yield Finding(
             code="task-in-circulation",
             severity=Severity.ATTENTION,
-            subject=seen.selection.words() if seen.selection else "",
-            message=f"The filter means {seen.more:,} more than the limit allows.",
+            subject=chosen.selection.words() if chosen.selection else "",
+            message=f"The filter means {chosen.more:,} more than the limit allows.",
             hint="Run this again for the rest, or raise the limit.",
             runbook="stop-task",
         )

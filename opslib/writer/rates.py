@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ _LOOK_AGAIN_S = 0.5
 _MOST_UNACKED = 50_000
 #: What is held back for longer than this under the old limit is a trap; for less, it is only worth a word.
 _SOON_S = 60.0
+#: Longer than it should take at most, it is waited for.
+_MARGIN_S = 5.0
 _NONE = frozenset({"", "0", "none"})
 
 
@@ -53,16 +56,17 @@ def limit(primitive: Primitive, action: Action) -> Outcome:
     left = [*(f"{name} (worker_disable_rate_limits)" for name in sorted(deaf)), *filter(None, [nodes.unseen(silent)])]
     if not concerned:
         return Outcome(action=action, status=Status.SKIPPED, reason=_nobody(task, rate, had, left))
-    trap, note = _held_back(broker, task, {name: had[name] for name in concerned}, held, silent)
-    if trap:
-        return Outcome(action=action, status=Status.SKIPPED, reason=trap)
+    back = _held_back(broker, task, {name: had[name] for name in concerned}, held, silent)
+    if back.trap:
+        return Outcome(action=action, status=Status.SKIPPED, reason=back.trap)
     items = [{"a": action.id, "s": task, "node": name, "had": had[name], "rate": rate} for name in concerned]
     number = nodes.write_down(primitive, Kind.LIMIT, items)
     refused, late = _ordered(broker, task, rate, concerned)
     nodes.strike_out(
         primitive, Kind.LIMIT, [(item, (number, n)) for n, item in enumerate(items) if item["node"] in refused]
     )
-    return _outcome(action, concerned, refused, [*late, *left], _words(rate), note)
+    begun = "" if rate else _begun(broker, task, back)
+    return _outcome(action, concerned, refused, [*late, *left], _words(rate), f"{back.note}{begun}")
 
 
 def put_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) -> Outcome:
@@ -81,9 +85,9 @@ def put_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch])
         reason = "It has another limit by now: its node was restarted, or somebody changed it again." * bool(as_before)
         return Outcome(action=action, status=Status.SKIPPED, reason=f"{reason}{gone}".strip())
     rates = {str(item["node"]): str(item["rate"]) for item in back.values()}
-    trap, note = _held_back(broker, task, rates, held, silent)
-    if trap:
-        return Outcome(action=action, status=Status.SKIPPED, reason=trap)
+    kept = _held_back(broker, task, rates, held, silent)
+    if kept.trap:
+        return Outcome(action=action, status=Status.SKIPPED, reason=kept.trap)
     by_rate: defaultdict[str, list[str]] = defaultdict(list)
     for item in back.values():
         by_rate[str(item["had"])].append(str(item["node"]))
@@ -96,7 +100,8 @@ def put_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch])
     done = [(item, at) for at, item in back.items() if item["node"] not in refused and item["node"] not in late]
     nodes.strike_out(primitive, Kind.LIMIT, done)
     told = sorted(str(item["node"]) for item in back.values())
-    return _outcome(action, told, refused, late, "The limit that it had is back", f"{note}{gone}")
+    begun = _begun(broker, task, kept) if "" in by_rate else ""
+    return _outcome(action, told, refused, late, "The limit that it had is back", f"{kept.note}{begun}{gone}")
 
 
 def _limit_of(node: NodeInfo, task: str) -> str | None:
@@ -133,39 +138,73 @@ def _deaf(broker: Broker, names: Sequence[str]) -> set[str]:
     return {name for name, raw in answers.items() if nodes.decoded(raw).get("worker_disable_rate_limits") is True}
 
 
-def _held_back(
-    broker: Broker, task: str, had: Mapping[str, str], held: Sequence[HeldTask], silent: int
-) -> tuple[str, str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _HeldBack:
     """
-    Return why a change of limits would be a trap, and otherwise what is to be said of tasks received under the old one.
+    What nodes hold back under an old limit.
 
-    Those are unacknowledged, and in no answer. Without an old limit there is no bucket. What a node keeps until its
-    time comes has the limit under which it was received, whichever that was, and is only worth a word.
+    Attributes:
+        trap: Why the limit is not changed because of it; empty where it may be.
+
+        note: What is to be said of it otherwise.
+
+        tags: Delivery tags of its messages.
+
+        takes_s: Until all of it has begun, at most.
     """
-    paces = [(_per_s(old), old) for old in had.values() if old]
+
+    trap: str = ""
+    note: str = ""
+    tags: frozenset[str] = frozenset()
+    takes_s: float = 0.0
+
+
+def _held_back(broker: Broker, task: str, had: Mapping[str, str], held: Sequence[HeldTask], silent: int) -> _HeldBack:
+    """
+    Return what was received under the old limits of nodes, and whether a change of them would be a trap.
+
+    Such messages are unacknowledged, and in no answer. Without an old limit there is no bucket. What a node keeps until
+    its time comes has the limit under which it was received, whichever that was, and is only worth a word.
+    """
     later = {each.task_id for each in held if each.place == "scheduled" and each.task == task and each.node in had}
-    note = (
-        f" {_tasks(len(later))} with a time of their own keep the limit under which they were received."
-        if later
-        else ""
+    note = f" {_tasks(len(later))} with a time of their own keep the limit under which they were received." * bool(
+        later
     )
+    paces = [(_per_s(old), old) for old in had.values() if old]
     if not paces:
-        return "", note
+        return _HeldBack(note=note)
     slowest, old = min(paces)
-    count, whole = _in_no_answer(broker, task, held)
+    tags, whole = _in_no_answer(broker, task, held)
     if not whole:
-        return f"Not all of what is unacknowledged could be read: what {old} holds back is not known.", ""
-    if not count:
-        return "", note
-    takes_s = count / slowest if slowest else inf
-    some = f"{_tasks(count)} received under {old} {'goes' if count == 1 else 'go'} on at that pace"
+        return _HeldBack(trap=f"Not all of what is unacknowledged could be read: what {old} holds back is not known.")
+    if not tags:
+        return _HeldBack(note=note)
+    takes_s = len(tags) / slowest if slowest else inf
+    some = f"{_tasks(len(tags))} received under {old} {'goes' if len(tags) == 1 else 'go'} on at that pace"
     if takes_s <= _SOON_S:
-        return "", f" {some}, for up to {spell(takes_s)}.{note}"
-    return (
-        f"{some} for up to {spell(takes_s)}, whatever is ordered now: the node keeps what it holds back apart, in no "
-        "answer, and takes less from its queues until then. Pause the queue and restart its nodes warmly (SIGTERM), "
+        return _HeldBack(note=f" {some}, for up to {spell(takes_s)}.{note}", tags=tags, takes_s=takes_s)
+    return _HeldBack(
+        trap=f"{some} for up to {spell(takes_s)}, whatever is ordered now: the node keeps what it holds back apart, in "
+        "no answer, and takes less from its queues until then. Pause the queue and restart its nodes warmly (SIGTERM), "
         f"which gives the messages back; then set the limit.{_or_silent(silent)}"
-    ), ""
+    )
+
+
+def _begun(broker: Broker, task: str, back: _HeldBack) -> str:
+    """
+    Wait for what is held back, where no limit is left by which one could see that it may be; say how that ended.
+
+    Until then it looks like orphans, which nobody can restore as long as this run has the lock.
+    """
+    deadline = time.monotonic() + back.takes_s + _MARGIN_S
+    left = back.tags
+    while left and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN_S)
+        _, held, _ = nodes.look(broker)
+        left &= _unreported(broker, task, held)[0]
+    if left:
+        return f" {_tasks(len(left))} of them have not begun yet: these are no orphans, and must not be restored."
+    return " All of them have begun by now." if back.tags else ""
 
 
 def _tasks(count: int) -> str:
@@ -185,25 +224,25 @@ def _per_s(rate: str) -> float:
         return 0.0
 
 
-def _in_no_answer(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[int, bool]:
+def _in_no_answer(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[frozenset[str], bool]:
     """
-    Return how many of a task's messages are delivered and no node reports, and whether all of them could be read.
+    Return the tags of a task's messages that are delivered and no node reports, and whether all of them could be read.
 
     Seen twice, so that one which is just being delivered does not count.
     """
     first, whole = _unreported(broker, task, held)
     if not first or not whole:
-        return 0, whole
+        return frozenset(), whole
     time.sleep(_LOOK_AGAIN_S)
     _, again, _ = nodes.look(broker)
     second, whole = _unreported(broker, task, again)
-    return len(first & second), whole
+    return first & second, whole
 
 
-def _unreported(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[set[str], bool]:
+def _unreported(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[frozenset[str], bool]:
     rows, _, coverage = unacked.read(broker, {}, max_messages=_MOST_UNACKED)
     reported = {each.task_id for each in held}
-    tags = {row.delivery_tag for row in rows if row.task == task and row.task_id not in reported}
+    tags = frozenset(row.delivery_tag for row in rows if row.task == task and row.task_id not in reported)
     return tags, not coverage.silent
 
 

@@ -113,7 +113,7 @@ def test_nobody_there_between_plan_and_apply(near, server, place, url, said):
 
     assert values(near.client) == near.before
     configured(place, server.url)
-    assert call("apply", run_id, "--yes").code == Exit.ATTENTION
+    assert call("apply", run_id, "--yes").code == Exit.DONE
     near.conserved()
     assert near.kept() == len(near.seeded)
 
@@ -369,7 +369,7 @@ def test_a_server_that_takes_no_more_writes_in_the_middle(scene, any_server, cas
     heal[0]()
 
     assert said in reasons(done)
-    assert (done.record.verdict, done.exit_code) == ("unknown", Exit.CANNOT_SEE)
+    assert (done.record.verdict, done.exit_code) == ("unknown", Exit.ATTENTION)
     assert statuses(done)["failed"] == len(scene.seeded) - 20
     assert scene.kept() == 20
     scene.conserved()
@@ -408,7 +408,7 @@ def test_a_full_server_is_purged_from_the_command_line_and_not_called_healthy(sc
 
     scene.client.config_set("maxmemory", "256mb")
     assert refused.exit_code is Exit.REFUSED
-    assert purged.code == Exit.CANNOT_SEE
+    assert purged.code == Exit.DONE
     assert '"verdict": "unknown"' in purged.out
     assert not scene.client.exists("celery")
     assert counted(scene.client) == Counter(each.task_id for each in scene.seeded)
@@ -432,7 +432,7 @@ def test_a_disk_of_the_server_that_takes_no_more(place):
         client.config_set("stop-writes-on-bgsave-error", "no")
 
         assert "takes no writes" in reasons(done)
-        assert done.exit_code is Exit.CANNOT_SEE
+        assert done.exit_code is Exit.ATTENTION
         assert scene.kept() == 20
         freed(client)
         scene.resumed(done.record.run_id)
@@ -615,7 +615,7 @@ def test_a_purge_is_one_batch_whatever_strikes(near, server, place):
         done = call("queue", "purge", "celery", "--target", "trial", "--apply", "--yes", "-o", "json")
 
     assert road.lost == 1
-    assert done.code == Exit.ATTENTION
+    assert done.code == Exit.DONE
     assert batches(place) == ["REPLAY"]
     near.conserved()
     opened(place, server.url)

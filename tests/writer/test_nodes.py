@@ -342,6 +342,19 @@ class TestLimits:
         assert "received under 40/m go" in reason
         trial.until_done(*sent)
 
+    def test_and_it_is_waited_for_where_no_limit_is_left(self, broker, trial):
+        """It would look like orphans to the next run."""
+        once(broker, limited(broker, "40/m", THREADS))
+        sent = [trial.send("slow_lane", queue="threads") for _ in range(3)]
+        trial.until_running(sent[0])
+
+        ((status, reason),) = once(broker, limited(broker, "none", THREADS))
+
+        assert status == "applied"
+        assert reason.startswith(f"No limit any more on {THREADS}. ")
+        assert "All of them have begun by now." in reason
+        assert [trial.ran(each) for each in sent] == [1, 1, 1]
+
     def test_the_first_limit_needs_no_second_look(self, broker, trial):
         """There is no bucket yet, whatever else is unacknowledged."""
         held = trial.send("slow_lane", queue="other", countdown=600)
