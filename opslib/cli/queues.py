@@ -276,9 +276,10 @@ def refuse_reserved(name: str, broker: Broker) -> None:
     Refuse a name that cannot be a queue's.
 
     Raises:
-        BadParameter: If it is empty, or a key of Celery's or our own.
+        BadParameter: If it is empty, a key of Celery's or our own, or the list of one priority of a queue.
     """
-    if not name or not broker.keys.is_queue_like(broker.keys.queue(name)):
+    key = broker.keys.queue(name)
+    if not name or not broker.keys.is_queue_like(key) or broker.keys.queue_of(key) != (name, 0):
         raise BadParameter(f"{name!r} is no queue.", hint="`ops queues` lists them.")
 
 

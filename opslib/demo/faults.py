@@ -265,9 +265,9 @@ def _backlog(stage: Stage) -> tuple[Fault, ...]:
         for number in range(count):
             stage.send("print_invoice", number, queue="invoices", priority=priority)
     stage.send("print_invoices", 4711, queue="invoices", priority=9)
-    stage.say(f"invoices pile up: {CLERK} prints one a second, and two are sent")
+    stage.say(f"invoices pile up: {CLERK} prints one a second, and five are sent")
     found = {
-        "queue-backlog": ("invoices", "", "Twice as many invoices are sent as one printer can print."),
+        "queue-backlog": ("invoices", "", "Five times as many invoices are sent as one printer can print."),
         "priority-inverted": (
             "invoices",
             "",

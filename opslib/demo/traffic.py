@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from celery import Celery
 
 PAUSE_S = 0.2
-#: Every so many-th message is followed by an invoice: two a second, where the printer manages one.
-INVOICE_EACH = 3
 #: Orders whose receipts are sent at once, so that there are finished results from the start.
 FIRST = range(5000, 5012)
 SCHEDULED_AHEAD_S = (300, 600, 900, 1200)
@@ -22,7 +20,7 @@ SCHEDULE_EVERY_S = 240
 
 
 class Traffic(threading.Thread):
-    """Sends about seven messages a second: thumbnails, receipts of which some are retried, and too many invoices."""
+    """Sends about ten messages a second: thumbnails, receipts of which some are retried, and too many invoices."""
 
     def __init__(self, app: Celery) -> None:
         super().__init__(name="traffic", daemon=True)
@@ -43,8 +41,7 @@ class Traffic(threading.Thread):
                 return
             with suppress(Exception):
                 self._send(number)
-                if number % INVOICE_EACH == 0:
-                    self._app.send_task("shop.print_invoice", (number,), queue="invoices")
+                self._app.send_task("shop.print_invoice", (number,), queue="invoices")
                 if time.monotonic() - scheduled_at > SCHEDULE_EVERY_S:
                     scheduled_at = time.monotonic()
                     self._receipt(number, countdown=SCHEDULED_AHEAD_S[-1])

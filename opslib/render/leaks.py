@@ -213,7 +213,7 @@ def _in_json(text: str) -> bool:
 
 
 def _in_plan(text: str) -> bool:
-    """Whether a plan holds a credential; in what it is to publish, which is somebody's data, only one of ours counts."""
+    """Whether a plan holds a credential; in what it is to publish, somebody's data, only one of ours counts."""
     try:
         document = json.loads(text)
         messages = [str(action.pop("message", "")) for action in document["actions"]]

@@ -104,7 +104,7 @@ def apply(plan: Plan, broker: Broker, *, dry_run: bool = True, confirm: str = ""
 
 
 def _has_credential(plan: Plan) -> bool:
-    """Whether a plan holds a credential; in what it is to publish, which is somebody's data, only one of ours counts."""
+    """Whether a plan holds a credential; in what it is to publish, somebody's data, only one of ours counts."""
     ours = redact.known()
     return redact.has_credential(plan.shown()) or any(each in action.message for each in ours for action in plan)
 

@@ -105,7 +105,7 @@ class _Selected:
 
     def take(self, copy: Copy) -> None:
         """Take what is meant out of one list, and what an interrupted run had on its way out of it."""
-        halfway = list(dict.fromkeys(self._past.halfway[copy.key]))
+        halfway = list(self._past.halfway[copy.key])
         # Later ones are before those on their way, once each is put next; otherwise behind them.
         if self.ends_next:
             self._take_meant(copy)
@@ -141,7 +141,7 @@ class _Selected:
             self._sieve(copy, most)
 
     def _most(self, copy: Copy) -> int:
-        """Return how many messages of one list may be taken: as many as were planned and a few more, or as were said."""
+        """Return how many messages of one list may be taken: as many as planned and a few more, or as were said."""
         only, taken = self._action.only, self._past.taken
         if not (only and only.limit):
             return lists.most(copy.count) - taken[copy.key]
@@ -208,7 +208,8 @@ class _Selected:
         for move, letter in zip(moves, letters, strict=True):
             if letter in {MOVED, MOVED_NEXT}:
                 self.account.moved += 1
-                self._past.arrived[digest(move.arrives)] += self.ends_next
+                if self.ends_next:
+                    self._past.arrived[digest(move.arrives)] += 1
         self.account.gone += sum(letter not in {MOVED, MOVED_NEXT, UNDONE} for letter in letters)
         self.account.halted = self._mover.halted
 
@@ -279,7 +280,7 @@ class _Selected:
         return [raw for _, raw in queues.stream(self._broker, listing)][::-1]
 
     def _near(self, key: str) -> list[bytes]:
-        """Return what of a long list is near enough to its served end to be found by its bytes, the first served first."""
+        """Return what of a long list is near enough to its served end to be found by its bytes, in that order."""
         found: list[bytes] = []
         while len(found) < lists.SEARCHABLE // 2 and (window := lists.served_end(self._primitive, key, 0, len(found))):
             found += window
@@ -294,13 +295,14 @@ class _Past:
     Attributes:
         taken: Messages that it had taken, by their list.
 
-        halfway: By list, the quarantine of each message that was to go on from there.
+        halfway: By list, the quarantines of messages that were to go on from there, in the order in which they were
+            taken.
 
         arrived: Sha256 of what was put next, by it or by this run.
     """
 
     taken: Counter[str] = field(default_factory=Counter)
-    halfway: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    halfway: defaultdict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
     arrived: Counter[str] = field(default_factory=Counter)
 
 
@@ -317,10 +319,12 @@ def _past(primitive: Primitive, action: Action) -> _Past:
             if op == "deal" and role == "sieve":
                 key = str(batch.receipt["list"])
                 past.taken[key] += 1
-                past.halfway[key] += [str(item["to"])] if "for" in item else []
+                if "for" in item:
+                    past.halfway[key].setdefault(str(item["to"]))
             elif op == "move":
                 past.taken[str(item["from"][0])] += not primitive.broker.keys.quarantined(item["from"][0])
-                past.arrived[str(item["sha"])] += action.kind is Kind.REORDER
+                if action.kind is Kind.REORDER:
+                    past.arrived[str(item["sha"])] += 1
     return past
 
 

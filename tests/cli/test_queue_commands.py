@@ -306,6 +306,7 @@ class TestMove:
             ("celery-task-meta-x", "is no queue"),
             ("x.reply.celery.pidbox", "is no queue"),
             ("", "is no queue"),
+            (KEYS.queue("strays", 3), "is no queue"),
             ("text", "text is a string, not a queue"),
         ],
     )
@@ -412,6 +413,7 @@ class TestPauseAndResume:
 
     def test_an_unknown_node_is_told_with_the_nearest(self, system, nodes, place):
         """Nothing is begun."""
+        assert system
         assert nodes
         done = call("queue", "pause", "shared", "--node", "fork@tria", "--apply", "--yes")
 

@@ -213,7 +213,7 @@ class TestReorder:
 
         assert {each.code for each in (*said.values(), twice, unknown, done)} == {Exit.USAGE}
         for word, answer in said.items():
-            assert f"does not wait: it is {'unacked, ' * (word not in {'result'})}{word}" in answer.err, answer
+            assert f"does not wait: it is {'unacked, ' * (word != 'result')}{word}" in answer.err, answer
         assert "does not wait: it is result" in done.err
         assert "waits 2 times; which of them is meant?" in twice.err
         assert "was found nowhere" in unknown.err

@@ -34,9 +34,7 @@ def _nodes(trial: Deployment) -> tuple[Worker, Worker]:
 
 
 @pytest.fixture
-def system(
-    trial: Deployment, _nodes: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Deployment]:
+def system(trial: Deployment, _nodes: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
     """Two nodes and their server as the default target; what a test leaves in it is cleared away."""
     assert _nodes
     monkeypatch.setenv("OPS_BROKER_URL", trial.server.url)
@@ -72,7 +70,17 @@ class TestSending:
 
     def test_it_is_run_with_exactly_these_arguments(self, system, place):
         """Once, and it succeeds; large numbers, text of any script and nested values come as they were typed."""
-        args: list[object] = [4711, "Zoë 漢\n\t\"'\\", None, True, 1.5, [], {"a": [{}]}, 12345678901234567890, "\u202e[red]"]
+        args: list[object] = [
+            4711,
+            "Zoë 漢\n\t\"'\\",
+            None,
+            True,
+            1.5,
+            [],
+            {"a": [{}]},
+            12345678901234567890,
+            "\u202e[red]",
+        ]
         done = send("tests.ok", "--args", json.dumps(args), "--kwargs", "{}")
 
         assert done.code == Exit.DONE, done
@@ -186,7 +194,7 @@ class TestSecrecy:
 
         looked = [call("task", "send", *words), call("task", "send", *words, "--json")]
         done = [send(*words), send(*words, "--json")]
-        call("undo", sorted(archive.runs(place / "reports"), key=lambda run: run.dry_run)[0].run_id, "--apply", "--yes")
+        call("undo", min(archive.runs(place / "reports"), key=lambda run: run.dry_run).run_id, "--apply", "--yes")
 
         shown = [each.out + each.err for each in (*looked, *done)]
         assert not [text for text in shown if SECRET in text]

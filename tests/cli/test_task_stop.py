@@ -193,7 +193,9 @@ class TestStop:
     def test_one_id_that_waits_twice(self, alone, place):
         """Both copies are taken, of whatever list; undo puts both back."""
         system = alone
-        seed_waiting(system.redis, queue="others")  # without a task and a node, nobody could say what this server is for
+        seed_waiting(
+            system.redis, queue="others"
+        )  # without a task and a node, nobody could say what this server is for
         copies = [seed_waiting(system.redis, queue="strays", task_id="twice", priority=priority) for priority in (0, 6)]
         before = contents(system.redis)
 

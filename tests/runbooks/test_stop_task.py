@@ -1,4 +1,4 @@
-"""stop-task on real nodes: what it stops stays stopped through the death of its worker, and what is not proven is not said."""
+"""stop-task on real nodes: what it stops stays stopped though its worker dies; what is not proven is not said."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from opslib.run import RunResult
 from tests import command_line
 from tests.shop import contents
 from tests.support.seed import quarantined, seed_waiting, waiting_ids
-from tests.support.waiting import until
-from tests.support.workers import DEADLINE_S, Deployment, Worker
+from tests.support.workers import Deployment, Worker
 
 COUNTDOWN_S = 0.5
 SECRET = "card-4711-secret"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from opslib.errors import BadParameter, NotFound
 from opslib.facts import Quarantined, TaskInfo
 from opslib.plan import Kind
+from opslib.selection import Selection
 from opslib.symptoms import asked
 from tests.support import rows
+from tests.support.rows import coverage, delivered, held, put_aside, queue, result, waiting, whereabouts
 
 
 def test_a_purge_is_about_every_list_that_holds_something():
@@ -88,3 +93,123 @@ def test_each_revoked_id_is_an_action_once():
     assert [(action.kind, action.subject) for action in actions] == [(Kind.REVOKE, "b"), (Kind.REVOKE, "a")]
     assert "its message stays" in actions[0].effect
     assert asked.revoked([]) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "one", "many"),
+    [
+        (
+            lambda lengths: asked.purge("q", lengths),
+            "1 message leaves circulation at once and is kept; what nodes hold already stays there.",
+            "1,200 messages leave circulation at once and are kept; what nodes hold already stays there.",
+        ),
+        (
+            lambda lengths: asked.purge("q", lengths, Selection(task="shop.*", limit=5)),
+            "1 message of shop.* leaves circulation and is kept; what nodes hold already stays there.",
+            "1,200 messages of shop.* leave circulation and are kept; what nodes hold already stays there.",
+        ),
+        (
+            lambda lengths: asked.move("q", "{to}", lengths),
+            "1 message waits in {to} from now on, in their order; a retry of them stays there.",
+            "1,200 messages wait in {to} from now on, in their order; a retry of them stays there.",
+        ),
+        (
+            lambda lengths: asked.expedite("q", lengths, Selection(limit=1_200)),
+            "1 message is served next, in their order, with priority 0.",
+            "1,200 messages are served next, in their order, with priority 0.",
+        ),
+    ],
+)
+def test_what_is_about_lists_says_how_many_messages_it_means(make, one, many):
+    """Of all lists together; how many at most, that number says already."""
+    assert [action.effect for action in make({"q": 1, "q\x06\x163": 0})] == [one]
+    (action,) = make({"q": 1_000, "q\x06\x163": 200})
+    assert (action.effect, action.count, action.subject) == (many, 1_200, "q")
+    assert make({"q": 0}) == make({}) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "nodes", "words"),
+    [
+        (Kind.PAUSE, (), "every node takes no more of q;"),
+        (Kind.PAUSE, ("b", "a"), "a,b takes no more of q;"),
+        (Kind.RESUME, (), "every node consumes q again."),
+    ],
+)
+def test_an_order_about_a_queue_says_who_is_told(kind, nodes, words):
+    """And of a pause, what it does not hold."""
+    (action,) = asked.consuming(kind, "q", nodes)
+
+    assert action.effect.startswith(words)
+    assert action.node == ",".join(sorted(nodes))
+    assert kind is Kind.RESUME or "A node that starts later consumes it again." in action.effect
+
+
+def lined_up(depth, *, position=0, priority=0):
+    """Return one waiting task, and how many its list has."""
+    message = waiting("x", priority=priority, position=position)
+    return whereabouts(
+        "x",
+        waiting=[message],
+        queues=[replace(queue(depth=depth), by_priority={0: 1, 3: depth} if priority else {0: depth})],
+    )
+
+
+class TestReordered:
+    """Where one message may go."""
+
+    @pytest.mark.parametrize("to", ["next", "last", "0", "1", "4"])
+    def test_a_place_that_there_is(self, to):
+        """As it was said."""
+        action = asked.reordered(lined_up(5, position=2), "x", to)
+
+        assert (action.kind, action.destination, action.source) == (Kind.REORDER, to, "celery")
+        assert "2 are before it now" in action.effect
+
+    @pytest.mark.parametrize("to", ["5", "6", "1" * 30, "", "x", "-1", "+1", "1.0", " 1", "\u0661", "\u00b2", "Next"])
+    def test_a_place_that_is_none(self, to):
+        """Beyond the end, or no number as the server writes one."""
+        with pytest.raises(BadParameter):
+            asked.reordered(lined_up(5), "x", to)
+
+    def test_its_own_list_counts(self):
+        """Of three lists, the one that its priority is rounded down to; in one of its own there is one place."""
+        assert asked.reordered(lined_up(9, priority=5), "x", "8").destination == "8"
+        with pytest.raises(BadParameter, match="places are 0 to 8"):
+            asked.reordered(lined_up(9, priority=5), "x", "9")
+        with pytest.raises(BadParameter, match="places are 0 to 0"):
+            asked.reordered(lined_up(1), "x", "1")
+
+    @pytest.mark.parametrize(
+        ("to", "fits"), [(asked.ASIDE, True), (asked.ASIDE + 1, False), (4_999, False), (9_000, True), (8_999, False)]
+    )
+    def test_so_deep_that_too_many_would_have_to_step_aside(self, to, fits):
+        """From either end it is near enough."""
+        seen = lined_up(10_000)
+        if fits:
+            assert asked.reordered(seen, "x", str(to)).destination == str(to)
+        else:
+            with pytest.raises(BadParameter, match="too deep"):
+                asked.reordered(seen, "x", str(to))
+
+    @pytest.mark.parametrize(
+        ("found", "said"),
+        [
+            ({"unacked": [delivered("x")], "held": [held("x")]}, "it is unacked, active"),
+            ({"unacked": [delivered("x")], "held": [held("x", "scheduled")]}, "it is unacked, scheduled"),
+            ({"results": [result("x", "SUCCESS")]}, "it is result"),
+            ({"quarantined": [put_aside("x")]}, "it is quarantined"),
+            ({"waiting": [waiting("x"), waiting("x")]}, "waits 2 times"),
+        ],
+    )
+    def test_what_waits_in_no_list_or_in_two(self, found, said):
+        """With where it is."""
+        with pytest.raises(BadParameter, match=said):
+            asked.reordered(whereabouts("x", **found), "x", "next")
+
+    def test_what_is_nowhere(self):
+        """And whether everything was seen."""
+        with pytest.raises(NotFound, match="was found nowhere\\."):
+            asked.reordered(whereabouts("x"), "x", "next")
+        with pytest.raises(NotFound, match="not everything could be seen: workers"):
+            asked.reordered(whereabouts("x", coverage=coverage(workers=1)), "x", "next")

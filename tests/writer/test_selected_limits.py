@@ -1,4 +1,4 @@
-"""What a filter means of several lists: so many and no more, in the order in which it would be served, cut off or not."""
+"""What a filter means of several lists: so many and no more, in the order of their service, cut off or not."""
 
 from __future__ import annotations
 
