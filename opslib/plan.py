@@ -222,7 +222,7 @@ class Plan:
         return cast("Mapping[str, object]", json.loads(json.dumps(asdict(self))))
 
     def shown(self) -> dict[str, object]:
-        """Return the plan as a record has it: with its digest; of a message to be sent, which has arguments, the size."""
+        """Return the plan as a record has it: with its digest, and of a message to be sent no more than its size."""
         content = dict(self.content())
         content["actions"] = [
             {**row, "message": f"{len(str(row['message'])):,} bytes" if row["message"] else ""}

@@ -342,6 +342,16 @@ def test_every_command_that_is_shown_exists(page, line):
     assert {word for word in words if re.match(r"--?[a-z]", word)} <= names, page
 
 
+def test_every_proof_exists():
+    """Each row of what took the place of scripts names a test, and the test is there."""
+    page = read("docs/coming-from-scripts.md")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+
+    rows = [row for table in tables(page) for row in table if len(row) == 4]
+    assert all(re.search(r"tests/[\w/]+\.py::\w+", row[-1]) for row in rows), rows
+    assert [each for each in named if not re.search(rf"def {each[1]}\b", read(each[0]))] == []
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_parameter_that_is_shown_exists(path):
     """What stands behind -p is a parameter of a runbook, and its value fits."""

@@ -438,7 +438,7 @@ def test_its_url_is_told_as_any_other(load, tmp_path, url):
         ('pattern = "app:opslib:{task_id}"', "the name of Celery's keys, or of ours"),
         ('pattern = "redbeat:{task_id}"', "the name of Celery's keys, or of ours"),
         ("pattern = 3", "expected `str`, got `int`"),
-        ('patern = "p:{task_id}"', "unknown field `patern`"),
+        ('patn = "p:{task_id}"', "unknown field `patn`"),
     ],
 )
 def test_a_pattern_that_could_mean_another_key_is_refused(load, table, message):

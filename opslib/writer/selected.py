@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from redis.exceptions import RedisError
-
 from opslib import refusals
 from opslib.collectors import queues
 from opslib.envelope import Head, digest, head
@@ -193,6 +191,8 @@ class _Selected:
 
     def _move(self, found: Sequence[tuple[str, bytes]], copy: Copy) -> None:
         """Move messages that are given in the order of their service; what cannot be written again stays."""
+        from redis.exceptions import RedisError
+
         given = [self._moving(source, raw, copy) for source, raw in found]
         moves = [move for move in given if move is not None]
         self.account.unwritable += len(given) - len(moves)

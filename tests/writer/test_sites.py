@@ -50,7 +50,7 @@ def three(server, redis, archive):
     return servers.broker(server, app_keys=app("progress", at(server.url, 1)) | app("logs", at(server.url, 2)))
 
 
-class TestOf:
+class TestSites:
     """Each database once, whichever URLs lead to it."""
 
     def test_all(self, server):
