@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from opslib.broker import Broker
     from opslib.facts import Snapshot
     from opslib.findings import Finding
+    from opslib.plan import Outcome
     from opslib.records import RunRecord
 
-#: What is the case after a change: a view of the system, and what is judged wrong in it.
-Look = Callable[["Broker"], "tuple[Snapshot, list[Finding]]"]
+#: What is the case after a change, by what became of it: a view of the system, and what is judged wrong in it.
+Look = Callable[["Broker", Sequence["Outcome"]], "tuple[Snapshot, list[Finding]]"]
 #: The judgement that fits any deployment; and the runbooks whose own needs no more than a look at everything.
 _JUDGE = "stuck-tasks"
 _JUDGES = {_JUDGE, "queue-backlog", "retry-storm"}
@@ -78,7 +79,7 @@ def _carried_out(plan: Plan, broker: Broker, look: Look, *, dry_run: bool, scope
     from opslib.writer import apply
 
     outcomes = apply(plan, broker, dry_run=dry_run)
-    after, remaining = look(broker)
+    after, remaining = look(broker, outcomes)
     return records.record(
         records.context().runbook,
         before=after,
@@ -98,7 +99,7 @@ def _judging(runbook: str) -> Look:
     name = runbook if runbook in _JUDGES else _JUDGE
     module = import_module(f"opslib.symptoms.{name.replace('-', '_')}")
 
-    def look(broker: Broker) -> tuple[Snapshot, list[Finding]]:
+    def look(broker: Broker, _: Sequence[Outcome]) -> tuple[Snapshot, list[Finding]]:
         from opslib.collectors import collect
 
         seen = collect(broker)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
 from opslib.durations import spell
+
+_BETWEEN = re.compile(r"[\s,;]+")
+
+
+def ids(text: str) -> list[str]:
+    """Return the task ids in a text that a person wrote, each once; between them are commas or white space."""
+    return list(dict.fromkeys(each for each in _BETWEEN.split(text) if each))
 
 
 class Meant(Protocol):

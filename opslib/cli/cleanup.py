@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from opslib.direct import Look
     from opslib.facts import Snapshot, TaskKey, Whereabouts
     from opslib.findings import Finding
-    from opslib.plan import Plan
+    from opslib.plan import Outcome, Plan
     from opslib.session import RunResult
 
 #: Pause before a second look; made only where the first one was not enough.
@@ -189,7 +189,7 @@ def _of(plan: Plan, keys: Sequence[TaskKey]) -> list[TaskKey]:
 def _left_of(plan: Plan, ids: Sequence[str], timeout: str) -> Look:
     """Return the look at what is left of a plan's own keys."""
 
-    def look(broker: Broker) -> tuple[Snapshot, list[Finding]]:
+    def look(broker: Broker, _: Sequence[Outcome]) -> tuple[Snapshot, list[Finding]]:
         from opslib.symptoms import cleanup as remnants
 
         seen, keys = _look(broker, ids, timeout)

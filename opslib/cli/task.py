@@ -11,9 +11,12 @@ from opslib.cli import changes, find, options, output, queues
 from opslib.errors import BadParameter, Exit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from opslib.broker import Broker
     from opslib.facts import Snapshot, Whereabouts
     from opslib.findings import Finding
+    from opslib.plan import Outcome
 
 Ids = Annotated[list[str], typer.Argument(metavar="[TASK_ID]...", help="Ids; or say which by a filter.")]
 Glob = Annotated[str, typer.Option("--task", metavar="GLOB", help="Instead of ids: tasks of this name.")]
@@ -70,9 +73,9 @@ def stop(
     if not plan:
         _nothing(before, findings, form)
 
-    def again(broker: Broker) -> tuple[Snapshot, list[Finding]]:
+    def again(broker: Broker, outcomes: Sequence[Outcome]) -> tuple[Snapshot, list[Finding]]:
         after = look(broker, before.ids)
-        return after, stop_task.diagnose(after, before=before)
+        return after, stop_task.diagnose(after, before=before, outcomes=outcomes)
 
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     found = records.rows(findings)
@@ -215,7 +218,7 @@ def _wanted(ids: list[str], name: str, state: str, retries: int, limit: int) -> 
         raise BadParameter(
             "No task was named.", hint="Name ids, or say which: --task GLOB, --state active, --retries 3."
         )
-    named = ",".join(options.task_id(each) for each in ids)
+    named = [options.task_id(each) for each in ids]
     return stop_task.wanted(task_id=named, task=name, place=state, retries=retries, limit=limit)
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from opslib.facts import UNKNOWN_TASK, Whereabouts
 from opslib.findings import Finding, Severity, worst_first
+from opslib.selection import ids
 from opslib.symptoms import messages, orphans, sight, stuck_tasks
 from opslib.symptoms.stuck_tasks import Thresholds
 from opslib.symptoms.view import View
 
-__all__ = ["Thresholds", "diagnose", "ids", "wanted"]
+__all__ = ["Thresholds", "diagnose", "wanted"]
 
 #: Tasks that are looked for where none is named.
 OLDEST = 3
-_SEPARATORS = re.compile(r"[\s,;]+")
 #: Findings that another runbook answers than that of stuck tasks, and the command that does it at once.
 _ANSWERS: Mapping[str, tuple[str, str]] = {
     "stuck-active": ("stop-task", "`ops task stop ID` ends it."),
@@ -26,11 +25,6 @@ _ANSWERS: Mapping[str, tuple[str, str]] = {
     "queue-without-consumer": ("queue-backlog", ""),
     "worker-not-consuming": ("queue-backlog", ""),
 }
-
-
-def ids(text: str) -> list[str]:
-    """Return the task ids in a text, each once; between them are commas or white space."""
-    return list(dict.fromkeys(each for each in _SEPARATORS.split(text) if each))
 
 
 def wanted(task_id: str) -> dict[str, Any]:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from opslib import plan as plans
 from opslib.errors import BadParameter
 from opslib.facts import UNKNOWN_TASK, UnackedMessage, Whereabouts
 from opslib.findings import Finding, Severity, worst_first
-from opslib.plan import Plan
-from opslib.selection import Selection
+from opslib.plan import Outcome, Plan, Status
+from opslib.selection import Selection, ids
 from opslib.symptoms import sight, stops
 
+#: Places in a node's memory from which it drops a task that was revoked.
+_REMEMBERED = frozenset({"reserved", "scheduled"})
 PLACES = ("waiting", "unacked", "active", "reserved", "scheduled")
-_SEPARATORS = re.compile(r"[\s,;]+")
 
 
-def wanted(*, task_id: str = "", task: str = "", place: str = "", retries: int = 0, limit: int = 0) -> dict[str, Any]:
+def wanted(
+    *, task_id: str | Sequence[str] = "", task: str = "", place: str = "", retries: int = 0, limit: int = 0
+) -> dict[str, Any]:
     """
     Return what `find` takes for the tasks that somebody names, by their ids or by what they are.
 
     Args:
-        task_id: One id or several, between them commas or white space.
+        task_id: Ids, each as it is; or a text in which commas or white space stand between them.
 
         task: Glob of the tasks' name, instead of ids.
 
@@ -37,15 +40,15 @@ def wanted(*, task_id: str = "", task: str = "", place: str = "", retries: int =
     Raises:
         BadParameter: If both ids and a filter are given, a place is none, or everything is meant without a limit.
     """
-    ids = [each for each in _SEPARATORS.split(task_id) if each]
+    named = ids(task_id) if isinstance(task_id, str) else list(dict.fromkeys(task_id))
     if place and place not in PLACES:
         raise BadParameter(f"place: {place!r} is none.", hint=f"There are: {', '.join(PLACES)}.")
     if limit < 0 or retries < 0:
         raise BadParameter(f"{'limit' if limit < 0 else 'retries'} must not be negative.")
-    if ids and (task or place or retries):
+    if named and (task or place or retries):
         raise BadParameter("Name tasks by their ids or by a filter, not by both.")
-    if ids or not (task or place or retries):
-        return {"ids": ids}
+    if named or not (task or place or retries):
+        return {"ids": named}
     selection = Selection(task=task or "*", retries=retries)
     if selection.is_everything and not limit:
         meant = f"every task that is {place}" if place else "every task there is"
@@ -54,17 +57,22 @@ def wanted(*, task_id: str = "", task: str = "", place: str = "", retries: int =
     return {**chosen, "limit": limit} if limit else chosen
 
 
-def diagnose(seen: Whereabouts, *, before: Whereabouts | None = None) -> list[Finding]:
+def diagnose(
+    seen: Whereabouts, *, before: Whereabouts | None = None, outcomes: Iterable[Outcome] = ()
+) -> list[Finding]:
     """
     Say which of the tasks can still be run, which were found nowhere, and what stopping them by id would not hold.
 
     Args:
         before: The look before the stop: what it had found is not missing now.
+
+        outcomes: What became of the stop: a node that has been told drops what it still has in memory.
     """
+    stopped = {each.action.subject for each in outcomes if each.status is Status.APPLIED}
     found = [
         *sight.unseen(seen),
         *_not_found(seen, before),
-        *_in_circulation(seen),
+        *_in_circulation(seen, stopped),
         *_beyond(before or seen),
         *_resent(seen),
     ]
@@ -116,11 +124,18 @@ def _not_found(seen: Whereabouts, before: Whereabouts | None) -> Iterator[Findin
             )
 
 
-def _in_circulation(seen: Whereabouts) -> Iterator[Finding]:
+def _in_circulation(seen: Whereabouts, stopped: AbstractSet[str]) -> Iterator[Finding]:
+    """
+    Tasks that can still be run.
+
+    What a node has in memory alone, without a message, it drops in its time, if it was told to: by a stop that was
+    proven just now, or by an earlier revoke, which it answers with that result.
+    """
     names = {row.task_id: row.task for row in (*seen.held, *seen.messages) if row.task}
+    told = stopped | {result.task_id for result in seen.results if result.state == "REVOKED"}
     for task_id, places in seen.places.items():
         here = [place for place in dict.fromkeys(places) if place in PLACES]
-        if not here or here == ["scheduled"]:  # a node's timer without a message: it drops what was revoked
+        if not here or (set(here) <= _REMEMBERED and task_id in told):
             continue
         yield Finding(
             code="task-in-circulation",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ _PAUSE_S = 0.25
 _DUE_WITHIN_S = 20.0
 _DUE_MARGIN_S = 1.0
 _LOOK_EVERY_S = 2.0
+#: Places, as the coverage names them, from which a task could come back.
+_CARRIES = frozenset({"keyspace", "waiting", "unacked", "workers"})
 _PROVE_WITHIN_S = 60.0
 #: So long a node remembers a revoke once another one joins (facts §4.4).
 _REMEMBERED_S = 10_800.0
@@ -49,9 +52,11 @@ class _Progress:
     What is known of one stop on its way.
 
     Attributes:
+        blind: What the latest looks could not see; a copy may be there.
+
         due_at: Epoch seconds of its next attempt, where that is soon; it is proven only after that.
 
-        timers: Nodes that have it in memory until its time comes, with that time.
+        timers: Nodes that have it in memory until its time comes, with that time; 0 for those that have reserved it.
     """
 
     action: Action
@@ -59,6 +64,7 @@ class _Progress:
     quarantined: int = 0
     clean: int = 0
     unheard: str = ""
+    blind: str = ""
     due_at: float = 0.0
     timers: dict[str, float] = field(default_factory=dict)
 
@@ -93,9 +99,9 @@ def stop(
     _keep(broker, todo, quarantine)
     nodes.note_revoked(primitive, actions)
     _revoke(broker, todo)
-    for progress in todo.values():
-        if progress.action.terminate and still_mine():
-            _terminate(broker, progress)
+    running = [progress for progress in todo.values() if progress.action.terminate]
+    if running and still_mine():
+        _terminate(broker, running)
     rounds, deadline = 0, time.monotonic() + _PROVE_WITHIN_S
     while rounds < _ROUNDS and still_mine():
         open_ids = [task_id for task_id, progress in todo.items() if progress.clean < 2]
@@ -131,30 +137,39 @@ def _revoke(broker: Broker, todo: dict[str, _Progress]) -> None:
             progress.unheard = f"{silent} node{'s' * (silent != 1)} did not confirm the revoke and may still run it"
 
 
-def _terminate(broker: Broker, progress: _Progress) -> None:
-    """End the running task, and wait until its process has left its node's pool."""
-    action = progress.action
-    seen = _on_node(broker, action)
-    pid = seen[1] if seen else None
-    arguments = {"task_id": action.subject, "terminate": True, "signal": _SIGNAL}
-    call = pidbox.Call(method="revoke", arguments=arguments, destination=(action.node,))
-    pidbox.order(broker, call, timeout_s=_ANSWER_S)
-    progress.steps.append(f"{_SIGNAL} sent on {action.node}")
-    if _has_ended(broker, action, pid):
-        progress.steps.append("it ended")
-    else:
-        progress.steps.append("it did not end")
-        progress.unheard = progress.unheard or f"{action.node} did not say that its process has ended"
-
-
-def _has_ended(broker: Broker, action: Action, pid: int | None) -> bool:
+def _terminate(broker: Broker, running: Sequence[_Progress]) -> None:
+    """End running tasks, all at once, and wait until their processes have left the pools of their nodes."""
+    pids: dict[str, int | None] = {}
+    of_node: defaultdict[str, list[str]] = defaultdict(list)
+    for progress in running:
+        seen = _on_node(broker, progress.action)
+        if seen and seen[0] != "active":
+            progress.steps.append("it no longer ran")
+            continue
+        pids[progress.action.subject] = seen[1] if seen else None
+        of_node[progress.action.node].append(progress.action.subject)
+    for node, ids in of_node.items():
+        arguments = {"task_id": ids, "terminate": True, "signal": _SIGNAL}
+        pidbox.order(
+            broker, pidbox.Call(method="revoke", arguments=arguments, destination=(node,)), timeout_s=_ANSWER_S
+        )
     deadline = time.monotonic() + _END_WITHIN_S
-    while time.monotonic() < deadline:
+    for progress in (each for each in running if each.action.subject in pids):
+        node = progress.action.node
+        ended = _has_ended(broker, progress.action, pids[progress.action.subject], deadline)
+        progress.steps += [f"{_SIGNAL} sent on {node}", "it ended" if ended else "it did not end"]
+        if not ended:
+            progress.unheard = progress.unheard or f"{node} did not say that its process has ended"
+
+
+def _has_ended(broker: Broker, action: Action, pid: int | None, deadline: float) -> bool:
+    while True:
         seen = _on_node(broker, action)
         if seen and seen[0] != "active" and pid not in seen[2]:
             return True
+        if time.monotonic() > deadline:
+            return False
         time.sleep(_PAUSE_S)
-    return False
 
 
 def _on_node(broker: Broker, action: Action) -> tuple[str, int | None, list[int]] | None:
@@ -185,18 +200,21 @@ def _round(
     moved = quarantine(seen)
     active = {task.task_id for task in seen.held if task.place == "active"}
     present = {message.task_id for message in seen.messages}
+    blind = ", ".join(row.place for row in seen.silent_places if row.place in _CARRIES)
     now = seen.taken_at.timestamp()
     for task in seen.held:
-        if task.place == "scheduled" and task.eta_at and task.task_id in ids:
-            progress = todo[task.task_id]
-            progress.timers[task.node] = task.eta_at
-            if task.eta_at - now <= _DUE_WITHIN_S:
-                progress.due_at = max(progress.due_at, task.eta_at + _DUE_MARGIN_S)
+        if task.place == "active" or task.task_id not in ids:
+            continue
+        progress = todo[task.task_id]
+        progress.timers[task.node] = task.eta_at or 0.0
+        if task.eta_at and task.eta_at - now <= _DUE_WITHIN_S:
+            progress.due_at = max(progress.due_at, task.eta_at + _DUE_MARGIN_S)
     wait_s = 0.0
     for task_id in ids:
         progress = todo[task_id]
         progress.quarantined += moved.get(task_id, 0)
         clean = task_id not in active | present
+        progress.blind = blind or (progress.blind if progress.clean else "")
         wait_s = max(wait_s, progress.due_at - now if clean else 0.0)
         progress.clean = progress.clean + 1 if clean and now >= progress.due_at else 0
     return wait_s
@@ -210,6 +228,8 @@ def _outcome(progress: _Progress) -> Outcome:
     now = time.time()
     later = {node: at - now for node, at in progress.timers.items() if at > now}
     steps += [f"{node} drops what it remembers in {spell(left)}" for node, left in sorted(later.items())]
+    reserved = sorted(node for node, at in progress.timers.items() if not at)
+    steps += [f"{node} drops what it remembers when its turn comes" for node in reserved]
     if progress.clean < 2:
         reason = "It was still found at the last look; run this again."
         if progress.action.node and not progress.action.terminate:
@@ -222,6 +242,8 @@ def _outcome(progress: _Progress) -> Outcome:
             f"{', '.join(forgotten)} would run it in {spell(max(later.values()))}, and forgets the revoke before that "
             "if another node joins: restart that node, its message is gone"
         )
+    if progress.blind:
+        progress.unheard = progress.unheard or f"not everything could be seen: {progress.blind}"
     if progress.unheard:
         return Outcome(
             action=progress.action, status=Status.FAILED, reason=f"Not proven: {progress.unheard}.", steps=tuple(steps)
@@ -229,6 +251,6 @@ def _outcome(progress: _Progress) -> Outcome:
     return Outcome(
         action=progress.action,
         status=Status.APPLIED,
-        reason="Found nowhere, twice.",
-        steps=(*steps, "found nowhere, twice"),
+        reason="Out of circulation: found in no queue, twice." if later or reserved else "Found nowhere, twice.",
+        steps=(*steps, "found nowhere, twice" if not later and not reserved else "found in no queue, twice"),
     )

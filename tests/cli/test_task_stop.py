@@ -82,7 +82,7 @@ def nowhere(system: Deployment, task_id: str) -> bool:
 def survive(system: Deployment, node: Worker, queue: str, *, wait_s: float = 0.0) -> None:
     """Kill a node, let another one join, and wait until it has run what comes last."""
     node.kill()
-    heir = system.worker(queues=queue, conf=HASTY)
+    heir = system.worker(queues=queue, conf=HASTY, ready=False)
     system.until_done(system.send("ok", queue=queue, countdown=wait_s or None))
     heir.kill()
 
@@ -92,7 +92,7 @@ class TestStop:
 
     def test_a_loop_stays_stopped_without_its_worker(self, system, place):
         """Its node is killed, and one joins that has never heard of it: no further attempt is ever begun."""
-        node = system.worker(queues="loops", conf=HASTY)
+        node = system.worker(queues="loops", conf=HASTY, ready=False)
         loop = system.send("retry_forever", COUNTDOWN_S, queue="loops")
         until(lambda: system.ran(loop) >= 2, DEADLINE_S, "it has retried")
 
@@ -109,7 +109,7 @@ class TestStop:
 
     def test_what_waits_for_its_time_does_not_run(self, system, place):
         """One that is due after the stop, on a node that heard of it; one in an hour, on a node that is killed."""
-        node = system.worker(queues="timed", conf=HASTY)
+        node = system.worker(queues="timed", conf=HASTY, ready=False)
         soon, far = (system.send("ok", queue="timed", countdown=after) for after in (3, 3600))
         system.until_unacked(soon, far)
 
@@ -142,7 +142,7 @@ class TestStop:
     @pytest.mark.parametrize("pool", ["threads", "solo"])
     def test_a_pool_that_cannot_end_it_is_not_said_to_have(self, system, place, pool):
         """It is told, and no success; the message is gone, so that it does not come back once the node has."""
-        node = system.worker(queues="stuck", pool=pool, conf=HASTY)
+        node = system.worker(queues="stuck", pool=pool, conf=HASTY, ready=False)
         hung = system.send("hang_late", queue="stuck")
         system.until_running(hung)
         until(lambda: hung in system.unacked(), DEADLINE_S, "it is delivered")
@@ -166,7 +166,7 @@ class TestStop:
 
     def test_a_frozen_node_leaves_it_unproven_and_drops_it_later(self, system, place):
         """It hears of the revoke when it goes on; until then nobody may say that the task is stopped."""
-        node = system.worker(queues="frozen")
+        node = system.worker(queues="frozen", ready=False)
         running = system.send("gate", queue="frozen")
         system.until_running(running)
         behind = system.send("late", 0, queue="frozen")
@@ -277,7 +277,7 @@ class TestStop:
 
     def test_all_that_is_active(self, system, steady, place):
         """On every node, whatever its name; what waits is not meant."""
-        other = system.worker(queues="other")
+        other = system.worker(queues="other", ready=False)
         hung = [system.send("hang", queue=name) for name in ("steady", "other")]
         system.until_running(*hung)
         waits = seed_waiting(system.redis, queue="strays").task_id
@@ -315,7 +315,7 @@ class TestStop:
         early = call("undo", run_id, "--apply", "--yes", "--json")
         kept = quarantined(system.redis)
         node.kill()
-        heir = system.worker(queues="later")
+        heir = system.worker(queues="later", ready=False)
         done = call("undo", run_id, "--apply", "--yes")
         system.until_done(task_id)
         heir.kill()
