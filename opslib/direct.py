@@ -26,6 +26,8 @@ Look = Callable[["Broker", Sequence["Outcome"]], "tuple[Snapshot, list[Finding]]
 #: The judgement that fits any deployment; and the runbooks whose own needs no more than a look at everything.
 _JUDGE = "stuck-tasks"
 _JUDGES = {_JUDGE, "queue-backlog", "retry-storm"}
+#: The one whose judgement is of the tasks that its plan names.
+_STOP = "stop-task"
 
 
 def run(
@@ -63,7 +65,7 @@ def run(
         try:
             records.draft([])
             scope = "change" if look is None and runbook not in catalog.names() else ""
-            record = _carried_out(plan, broker, look or _judging(runbook), dry_run=dry_run, scope=scope)
+            record = _carried_out(plan, broker, look or _judging(runbook, plan), dry_run=dry_run, scope=scope)
             record.findings = list(found) or record.findings
             with suppress(OSError):  # what was done is told all the same
                 records.write(record, context.record)
@@ -94,8 +96,10 @@ def _carried_out(plan: Plan, broker: Broker, look: Look, *, dry_run: bool, scope
     )
 
 
-def _judging(runbook: str) -> Look:
+def _judging(runbook: str, plan: Plan) -> Look:
     """Return a look at everything, judged by the runbook's own module or by the one that fits any deployment."""
+    if runbook == _STOP:
+        return _at_stopped([action.subject for action in plan])
     name = runbook if runbook in _JUDGES else _JUDGE
     module = import_module(f"opslib.symptoms.{name.replace('-', '_')}")
 
@@ -104,6 +108,19 @@ def _judging(runbook: str) -> Look:
 
         seen = collect(broker)
         return seen, list(module.diagnose(seen, module.Thresholds.of(broker)))
+
+    return look
+
+
+def _at_stopped(ids: Sequence[str]) -> Look:
+    """Return a look at certain tasks alone: whether they can still be run."""
+
+    def look(broker: Broker, outcomes: Sequence[Outcome]) -> tuple[Snapshot, list[Finding]]:
+        from opslib.collectors.find import find
+        from opslib.symptoms import stop_task
+
+        seen = find(broker, ids)
+        return seen, stop_task.diagnose(seen, outcomes=outcomes)
 
     return look
 

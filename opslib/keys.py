@@ -13,7 +13,7 @@ SEPARATOR = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 #: Everything that this tool writes begins so.
 OWN = "opslib:"
-#: What the name of a dead-letter list ends with.
+#: What the name of a dead-letter list ends with: a guess, and none where a route or a node declares such a queue.
 DEAD = ".dead"
 #: What people call Celery's own key of a task, beside those of the application.
 RESULT = "result"
@@ -155,8 +155,12 @@ class Keyspace:
 
     def is_queue_like(self, key: str) -> bool:
         """Whether a key of unknown type could be a queue: none of kombu's, the results' or our own."""
-        bare = key[len(self.prefix) :]
-        return key.startswith(self.prefix) and not self._is_taken(bare) and not bare.endswith(DEAD)
+        return key.startswith(self.prefix) and not self._is_taken(key[len(self.prefix) :])
+
+    def is_queue_name(self, name: str) -> bool:
+        """Whether a queue can be called so: neither a key of Celery's or our own, nor one priority's list of another."""
+        key = self.queue(name)
+        return bool(name) and self.is_queue_like(key) and self.queue_of(key) == (name, 0)
 
     def is_reserved(self, key: str) -> bool:
         """Whether a name is one of Celery's, kombu's or our own keys, so that no application's key can be called so."""

@@ -167,7 +167,8 @@ def record(
     unproven = _unproven(outcomes)
     remaining = [*(findings if remaining is None else remaining), *unproven]
     judged = verdict(remaining)
-    failed = any(outcome.status is Status.FAILED for outcome in outcomes)
+    undone = {Status.FAILED, Status.SKIPPED} if scope == "change" and not dry_run else {Status.FAILED}
+    failed = any(outcome.status in undone for outcome in outcomes)
     waiting = dry_run and bool(plan)
     result = RunRecord(
         run_id=ctx.run_id,

@@ -98,6 +98,13 @@ def undo(
     broker = output.open_broker(target or known, env_file)
     with refusals.explained(broker.target.shown_broker):
         plan = undoing.plan(broker, run_id)
+        has_revoked = not plan and undoing.has_revoked(broker, run_id)
+    if has_revoked:
+        output.say(
+            f"Run {run_id} told nodes to drop tasks, and nothing of it is left to put back: a revoke is not undone. "
+            "A node forgets it when it is restarted."
+        )
+        return
     if not plan:
         output.say(f"All that run {run_id} changed was put back already. Nothing was changed.")
         return

@@ -278,8 +278,7 @@ def refuse_reserved(name: str, broker: Broker) -> None:
     Raises:
         BadParameter: If it is empty, a key of Celery's or our own, or the list of one priority of a queue.
     """
-    key = broker.keys.queue(name)
-    if not name or not broker.keys.is_queue_like(key) or broker.keys.queue_of(key) != (name, 0):
+    if not broker.keys.is_queue_name(name):
         raise BadParameter(f"{name!r} is no queue.", hint="`ops queues` lists them.")
 
 

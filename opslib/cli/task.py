@@ -115,11 +115,17 @@ def revoke(
     chosen = _wanted(ids, name, state, retries, limit)
     broker = output.open_broker(target, env_file)
     if "selection" in chosen:
-        chosen = {"ids": look(broker, kept=False, **chosen).ids}
+        seen = look(broker, kept=False, **chosen)
+        chosen = {"ids": seen.ids}
+        if seen.more:
+            output.say(f"The filter means {seen.more:,} more, which the limit leaves out.")
+        if not seen.ids:
+            output.say("No such task is in flight. Nothing was changed.")
+            output.blind(seen.coverage)
+            raise typer.Exit(int(Exit.ATTENTION))
+        for row in seen.silent_places:
+            output.say(f"Not the whole view: {row.place}: {row.note or f'{row.silent:,} not seen.'}")
     actions = asked.revoked(sorted(chosen["ids"]))
-    if not actions:
-        output.say("No such task is in flight. Nothing was changed.")
-        raise typer.Exit(int(Exit.ATTENTION))
     made = changes.planned(broker, actions, max_actions=limit or MOST_TASKS)
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     changes.change(broker, made, "revoke", form, name="revoke-task", asks=asks)

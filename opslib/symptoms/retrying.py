@@ -32,8 +32,8 @@ def judge(looks: Sequence[Whereabouts], task_id: str, limits: Thresholds) -> Ans
     """
     Say whether a task retries without an end.
 
-    It does if it was retried `loop_after` times or more; or if its retries rose while it was watched, and nothing says
-    that they will end. How often it was retried, its message knows, and its result where the application keeps extended
+    It does if it was retried `loop_after` times or more; or if its retries rose while it was watched, everything could
+    be seen, and the nodes' code does not end them. How often it was retried, its message knows, and its result where the application keeps extended
     ones; what a node runs and has acknowledged says nothing, so only a longer watch may see it.
 
     Args:
@@ -43,7 +43,8 @@ def judge(looks: Sequence[Whereabouts], task_id: str, limits: Thresholds) -> Ans
     counts = [count for count in (_retries(look, task_id) for look in looks) if count is not None]
     retries = max(counts, default=None)
     rose = max(counts) - counts[0] if counts else 0
-    cap = _cap(last, task_id)
+    caps = _caps(looks, task_id)
+    cap = _cap(caps)
     watched_s = (last.taken_at - looks[0].taken_at).total_seconds()
     evidence = {
         "retries": retries,
@@ -56,25 +57,37 @@ def judge(looks: Sequence[Whereabouts], task_id: str, limits: Thresholds) -> Ans
         "not_seen": [row.place for row in last.silent_places],
     }
 
-    is_loop, said = _judged(looks, task_id, limits, retries=retries, rose=rose, cap=cap)
+    is_loop, said = _judged(looks, task_id, limits, retries=retries, rose=rose, caps=caps)
     return Answer(is_loop=is_loop, sentence=f"{said}.", evidence=evidence)
 
 
 def _judged(
-    looks: Sequence[Whereabouts], task_id: str, limits: Thresholds, *, retries: int | None, rose: int, cap: int | None
+    looks: Sequence[Whereabouts],
+    task_id: str,
+    limits: Thresholds,
+    *,
+    retries: int | None,
+    rose: int,
+    caps: Sequence[int | None],
 ) -> tuple[bool | None, str]:
-    last, then = looks[-1], _then(looks[-1], task_id)
+    last, then, cap = looks[-1], _then(looks[-1], task_id), _cap(caps)
     watched_s = (last.taken_at - looks[0].taken_at).total_seconds()
+    risen = f", {rose} of them within {spell(watched_s)}" if rose else ""
     if retries is not None and retries >= limits.loop_after:
-        risen = f", {rose} of them within {spell(watched_s)}" if rose else ""
         return True, f"Yes: retried {_times(retries)}{risen}, where {limits.loop_after} count as a loop{then}"
-    if rose and retries is not None and (cap is None or retries > cap):
-        limit = "no node says a limit of its own" if cap is None else f"its own limit of {cap} does not hold it"
-        return True, f"Yes: its retries rose by {rose} to {retries} within {spell(watched_s)}, and {limit}{then}"
     blind = [row.place for row in last.silent_places]
     if blind:
-        seen = "nobody who answered knows how often" if retries is None else f"it was retried {_times(retries)} so far"
+        seen = f"it was retried {_times(retries)} so far{risen}"
+        seen = "nobody who answered knows how often" if retries is None else seen
         return None, f"Cannot tell: {seen}, but not everything could be seen: {', '.join(blind)}"
+    if rose:
+        told = f"its retries rose by {rose} to {retries} within {spell(watched_s)}"
+        if not caps:
+            return None, f"Cannot tell: {told}, but no node that answered has the task, nor says whether they end{then}"
+        if cap is None:
+            return True, f"Yes: {told}, and the nodes' code has no limit for them{then}"
+        if retries is not None and retries > cap:
+            return True, f"Yes: {told}, and its own limit of {cap} does not hold it{then}"
     return _within_bounds(last, task_id, retries=retries, cap=cap, then=then, still_s=0.0 if rose else watched_s)
 
 
@@ -105,10 +118,15 @@ def _retries(look: Whereabouts, task_id: str) -> int | None:
     return max(known, default=None)
 
 
-def _cap(look: Whereabouts, task_id: str) -> int | None:
-    """Return the most retries that the nodes' code allows; None for no end, or where no node says."""
-    names = {row.task for row in (*look.messages, *look.held, *look.results) if row.task_id == task_id}
-    caps = [task.max_retries for node in look.answering for task in node.tasks if task.name in names]
+def _caps(looks: Sequence[Whereabouts], task_id: str) -> list[int | None]:
+    """Return what each node's code allows, None for no end, by the latest look at which any node had the task."""
+    names = {row.task for look in looks for row in (*look.messages, *look.held, *look.results) if row.task_id == task_id}
+    each = ([t.max_retries for node in look.answering for t in node.tasks if t.name in names] for look in looks[::-1])
+    return next(filter(None, each), [])
+
+
+def _cap(caps: Sequence[int | None]) -> int | None:
+    """Return the most retries that any node allows; None for no end, or where no node says."""
     known = [cap for cap in caps if cap is not None]
     return max(known) if known and len(known) == len(caps) else None
 

@@ -71,7 +71,7 @@ def diagnose(
     stopped = {each.action.subject for each in outcomes if each.status is Status.APPLIED}
     found = [
         *sight.unseen(seen),
-        *_not_found(seen, before),
+        *_not_found(seen, before, stopped),
         *_in_circulation(seen, stopped),
         *_beyond(before or seen),
         *_resent(seen),
@@ -91,7 +91,7 @@ def plan(seen: Whereabouts, findings: Iterable[Finding], *, max_actions: int) ->
     return plans.make(seen.target, seen.fingerprint, actions, max_actions=max_actions, made_at=seen.taken_at)
 
 
-def _not_found(seen: Whereabouts, before: Whereabouts | None) -> Iterator[Finding]:
+def _not_found(seen: Whereabouts, before: Whereabouts | None, stopped: AbstractSet[str]) -> Iterator[Finding]:
     if not seen.ids and not (before and before.ids):
         words = f"No task {seen.selection.words()}".rstrip() if seen.selection else ""
         chosen = f"{words} is in flight." if words else "No task was named."
@@ -104,7 +104,7 @@ def _not_found(seen: Whereabouts, before: Whereabouts | None) -> Iterator[Findin
             runbook="find-task",
         )
         return
-    known = {task_id for task_id, places in before.places.items() if places} if before else set()
+    known = stopped | ({task_id for task_id, places in before.places.items() if places} if before else set())
     blind = [row.place for row in seen.silent_places]
     for task_id, places in seen.places.items():
         if not places and task_id not in known:

@@ -138,7 +138,7 @@ def _fitting(action: Action, broker: Broker) -> None:
         }.get(copy.place, action.kind is Kind.UNDO)
         if not fits:
             raise Refused(f"Action {action.id} shows {action.subject}, and is about {copy.key}. Nothing was changed.")
-    if action.kind in {Kind.MOVE, Kind.SEND} and not space.is_queue_like(space.queue(action.destination)):
+    if action.kind in {Kind.MOVE, Kind.SEND} and not space.is_queue_name(action.destination):
         raise Refused(f"Action {action.id} puts messages into {action.destination}, which is no queue's name.")
 
 

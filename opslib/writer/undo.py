@@ -38,6 +38,11 @@ def plan(broker: Broker, run_id: str) -> Plan:
     return replace(made, continues=run_id)
 
 
+def has_revoked(broker: Broker, run_id: str) -> bool:
+    """Whether a run told nodes to drop tasks: what they remember is in no list, and is not put back."""
+    return bool(_found(broker, run_id)[1].of("note", "revoke"))
+
+
 def _found(broker: Broker, run_id: str) -> tuple[Broker, Journal]:
     """
     Return the run's journal and the database that has it; of several, the first with something to put back.

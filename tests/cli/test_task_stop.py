@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from opslib.render import archive
 from opslib.writer import consumers, nodes, stop
 from tests.command_line import Done, call
 from tests.shop import contents
-from tests.support.seed import quarantined, seed_waiting, waiting_ids
+from tests.support.seed import envelope, quarantined, seed_waiting, waiting_ids
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S, Deployment, Worker, deployment
 
@@ -325,3 +327,30 @@ class TestStop:
         assert len(kept["later"]) == 1
         assert done.code == Exit.DONE, done
         assert system.ran(task_id) == 1
+
+
+def test_an_id_is_taken_as_it_is(system) -> None:
+    """One with a comma in it is one task, and its parts are others: none of them may be stopped in its place."""
+    for task_id in ("order,12", "order", "12"):
+        system.send("ok", queue="ids", task_id=task_id)
+
+    done = apply("stop", "order,12")
+
+    assert done.code == Exit.DONE, done
+    assert sorted(waiting_ids(system.redis, "ids")) == ["12", "order"]
+
+
+def test_a_copy_that_could_not_be_seen_is_not_proven_away(system, monkeypatch) -> None:
+    """An unacknowledged message that is too large to be read may be another copy of it."""
+    monkeypatch.setattr("opslib.collectors.unacked._LARGEST_BYTES", 3_000)
+    system.send("ok", queue="ids", task_id="twice")
+    big = json.dumps([envelope(task_id="twice", args=["x" * 4_000], tag="big"), "", "ids"])
+    system.redis.hset("unacked", "big", big)
+    system.redis.zadd("unacked_index", {"big": time.time()})
+
+    done = apply("stop", "twice")
+
+    assert done.code == Exit.CANNOT_SEE, done
+    (outcome,) = newest(Path.cwd()).outcomes
+    assert outcome["status"] == "failed"
+    assert "Not proven: not everything could be seen: unacked" in outcome["reason"]

@@ -8,8 +8,8 @@ import pytest
 
 from opslib.facts import NodeInfo
 from opslib.findings import Severity, Verdict, verdict
-from opslib.symptoms import find_task
 from opslib.selection import ids
+from opslib.symptoms import find_task
 from opslib.symptoms.find_task import diagnose, wanted
 from tests.support.judging import LIMITS
 from tests.support.rows import (

@@ -8,9 +8,10 @@ import pytest
 
 from opslib.errors import BadParameter, PlanTooLarge
 from opslib.findings import Severity
-from opslib.plan import Kind
+from opslib.plan import Action, Kind, Outcome, Status
 from opslib.selection import Selection
 from opslib.symptoms import stop_task, stops
+from opslib.symptoms.stop_task import diagnose
 from tests.support.rows import (
     coverage,
     delivered,
@@ -127,12 +128,23 @@ class TestInCirculation:
             {"results": [result("x", "STARTED")]},
             {"quarantined": [put_aside("x")]},
             {"dead": [letter("x")]},
-            {"held": [held("x", "scheduled")]},
+            {"held": [held("x", "scheduled")], "results": [result("x", "REVOKED")]},
+            {"held": [held("x", "reserved")], "results": [result("x", "REVOKED")]},
         ],
     )
     def test_what_cannot_run_is_not_stopped(self, rows):
-        """A result, what is kept, and a timer without a message, whose node drops what was revoked."""
+        """A result, what is kept, and what a node has in memory alone after it was told to drop it."""
         assert found(whereabouts("x", **rows)) == []
+
+    @pytest.mark.parametrize("place", ["scheduled", "reserved"])
+    def test_what_a_node_has_in_memory_alone_runs_unless_it_was_told(self, place):
+        """Its message is gone, and nobody has revoked it; a stop that was proven has."""
+        seen = whereabouts("x", held=[held("x", place)])
+        stop = Action(kind=Kind.STOP, subject="x", source="", destination="quarantine")
+
+        assert one(seen, "task-in-circulation").message == f"It is {place}."
+        for status, left in ((Status.APPLIED, 0), (Status.SKIPPED, 1), (Status.FAILED, 1)):
+            assert len(diagnose(seen, before=seen, outcomes=[Outcome(action=stop, status=status)])) == left
 
     def test_a_pool_that_cannot_end_it_is_named(self):
         """Before anything is done."""

@@ -5,8 +5,8 @@
 --   destination key no., its index key no. (0: a list), tag, score ('' = none), place ('next' is served first, 'last'
 --   last, 'P/L' = P messages are served before it, if the list still has L, 'P/' = whatever it has), bytes to write
 --   ('' = as seen), note field, note
--- Letters: A moved, N moved, but next to be served, for the list has moved on; G gone; C changed since it was seen;
---   X something is in its place. Seen: for each item 'P/L' of the list that it left, or the score that it had.
+-- Letters: A moved, N moved, but next to be served, for the list has moved on; G gone; C changed since it was seen, or
+--   'P/' is too far from either end by now; X something is in its place. Seen: for each item 'P/L' of the list that it left, or the score that it had.
 local NOTES, FIELDS = KEYS[FIRST_KEY], 13
 -- So far from either end a message is searched for, and so many others step aside for one: each less than 5 ms.
 local REACH, ASIDE = 2500, 1000
@@ -75,6 +75,13 @@ local function find(list, value)
   return redis.call('LPOS', list, value, 'MAXLEN', REACH), '1'
 end
 
+-- Answer how many are served before a place in a list, and whether too many would have to step aside for it.
+local function place_in(list, served, from)
+  local length = redis.call('LLEN', list)
+  served = math.min(served, length - (from and 1 or 0))
+  return served, served > ASIDE and length - served > ASIDE
+end
+
 -- Add a message to a list; answer whether it is where it was wanted.
 local function add(item, from)
   local served, expected = string.match(item.place, '^(%d+)/(%d*)$')
@@ -84,9 +91,9 @@ local function add(item, from)
     redis.call('RPUSH', item.to, item.written)
     return not served
   else
-    local length = redis.call('LLEN', item.to)
-    served = math.min(tonumber(served), length - (from and 1 or 0))
-    if served > ASIDE and length - served > ASIDE then -- too many would have to step aside
+    local too_deep
+    served, too_deep = place_in(item.to, tonumber(served), from)
+    if too_deep then
       redis.call('RPUSH', item.to, item.written)
       return false
     end
@@ -133,13 +140,19 @@ for n, item in ipairs(items) do
       letter = 'G'
     end
   end
+  local within = item.source == item.to and from or nil
+  if letter == 'A' and not item.to_index then
+    -- Without a length somebody said so: no other place will do, while what is put back must not stay where it is.
+    local served = string.match(item.place, '^(%d+)/$')
+    if served and select(2, place_in(item.to, tonumber(served), within)) then letter = 'C' end
+  end
   if letter == 'A' and item.to_index and redis.call('HEXISTS', item.to, item.to_tag) == 1 then letter = 'X' end
   if letter == 'A' then
     if item.field ~= '' then redis.call('HSET', NOTES, item.field, item.note) end
     if item.to_index then
       redis.call('HSET', item.to, item.to_tag, item.written)
       if item.to_score ~= '' then redis.call('ZADD', item.to_index, item.to_score, item.to_tag) end
-    elseif not add(item, item.source == item.to and from or nil) then
+    elseif not add(item, within) then
       letter = 'N'
     end
     if item.index then
