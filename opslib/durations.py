@@ -83,6 +83,21 @@ def spell(value_s: float | None) -> str:
     return " ".join(words[:2])
 
 
+def rate(text: str) -> str:
+    """
+    Return a rate limit as a node is told it, "10/m"; empty for none: "none", "0", "0/m".
+
+    Raises:
+        ValueError: If it is none. Neither is nothing at all: a limit is not taken away by leaving something out.
+    """
+    wanted = text.strip()
+    if wanted == "none":
+        return ""
+    if not wanted:
+        raise ValueError("nothing is no rate")
+    return wanted if pace(wanted) else ""
+
+
 def pace(text: str) -> float:
     """
     Return how many a second a rate such as "10/m" allows, as Celery reads it; 0 for no limit.

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from enum import IntEnum
+from itertools import islice
+
+#: Of what there is, a hint names so many.
+_MOST_NAMED = 8
+_PLAIN = re.compile(r"[\w.:@-]{1,200}", re.ASCII)
 
 
 class Exit(IntEnum):
@@ -141,3 +149,26 @@ def by_name(name: str) -> type[OpsError] | None:
     for cls in classes:
         classes.extend(cls.__subclasses__())
     return next((cls for cls in classes if cls.__name__ == name), None)
+
+
+def near(wanted: str, known: Iterable[str], *, otherwise: str = "", option: str = "") -> str:
+    """
+    Return the hint for a name that nobody knows: the nearest one that there is.
+
+    Args:
+        otherwise: What is said where none is near; without it, what there is.
+
+        option: What stands before each name where they are listed, as it is typed.
+    """
+    names = sorted(set(known))
+    if close := difflib.get_close_matches(wanted, names, n=1):
+        return f"Did you mean {close[0]}?"
+    if otherwise or not names:
+        return otherwise or "There is none."
+    listed = ", ".join(f"{option}{typed(name) if option else name}" for name in islice(names, _MOST_NAMED))
+    return f"There {'is' if len(names) == 1 else 'are'}: {listed}{' …' * (len(names) > _MOST_NAMED)}."
+
+
+def typed(name: str) -> str:
+    """Return a name as it can be pasted into a shell; whoever sent the message chose it, so any other is left out."""
+    return name if _PLAIN.fullmatch(name) else "…"

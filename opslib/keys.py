@@ -158,7 +158,7 @@ class Keyspace:
         return key.startswith(self.prefix) and not self._is_taken(key[len(self.prefix) :])
 
     def is_queue_name(self, name: str) -> bool:
-        """Whether a queue can be called so: neither a key of Celery's or our own, nor one priority's list of another."""
+        """Whether a queue can be called so: no key of Celery's or our own, nor one priority's list of another."""
         key = self.queue(name)
         return bool(name) and self.is_queue_like(key) and self.queue_of(key) == (name, 0)
 

@@ -298,7 +298,10 @@ def headline(run: RunRecord) -> str:
         return made if run.scope == "change" else f"{made} {f'Left: {left}' if left else 'Nothing is left to do'}."
     would = f"{planned:,} change{'s' * (planned != 1)} would be made; nothing was changed." if planned else ""
     if not left:
-        quiet = {"deployment": "Nothing is stuck, and everything answered.", "tasks": "Nothing is wrong with them."}
+        quiet = {
+            "deployment": "Nothing was found to be wrong, and everything answered.",
+            "tasks": "Nothing is wrong with them.",
+        }
         return would or quiet.get(run.scope, "Nothing was to be changed.")
     return f"{left}. {would}".rstrip()
 

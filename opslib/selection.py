@@ -57,7 +57,7 @@ class Selection:
     @property
     def is_everything(self) -> bool:
         """Whether it leaves nothing out."""
-        return not self.task.strip("*") and not self.retries and self.expired_at is None
+        return not self.task.strip("*?") and not self.retries and self.expired_at is None
 
     def fits(self, message: Meant) -> bool:
         """Whether it means this one."""

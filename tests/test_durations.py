@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from opslib.durations import LONGEST_S, pace, seconds, spell
+from opslib.durations import LONGEST_S, pace, rate, seconds, spell
 from opslib.errors import SettingsError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -158,3 +158,18 @@ def test_what_is_no_rate_is_refused(text):
     """Rather than taken for no limit."""
     with pytest.raises(ValueError, match="is no rate"):
         pace(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("10/m", "10/m"), (" 1/h ", "1/h"), ("5", "5"), ("none", ""), ("0", ""), ("0/m", "")]
+)
+def test_a_rate_limit_is_told_as_it_was_written(text, told):
+    """And no limit is empty, however it is spelled."""
+    assert rate(text) == told
+
+
+@pytest.mark.parametrize("text", ["", " ", "fast", "10/d", "-1/m"])
+def test_what_is_no_rate_limit_is_none(text):
+    """Least of all nothing: a limit is not taken away by leaving something out."""
+    with pytest.raises(ValueError, match="no rate"):
+        rate(text)

@@ -9,7 +9,7 @@ import pytest
 
 import opslib
 from opslib import errors
-from opslib.errors import Exit, OpsError
+from opslib.errors import Exit, OpsError, near, typed
 
 for _module in pkgutil.walk_packages(opslib.__path__, "opslib."):
     # Everything that may define an error; the demo's app is made to refuse a process that is not its worker.
@@ -97,3 +97,41 @@ def test_the_codes_are_those_that_scripts_rely_on():
         "REFUSED": 5,
         "INTERRUPTED": 130,
     }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "fields", "said"),
+    [
+        ("celry", ["mail", "celery"], {}, "Did you mean celery?"),
+        ("celry", ["mail", "celery"], {"otherwise": "`ops queues` lists them."}, "Did you mean celery?"),
+        ("other", ["mail", "celery"], {"otherwise": "`ops queues` lists them."}, "`ops queues` lists them."),
+        ("other", ["mail", "celery"], {}, "There are: celery, mail."),
+        ("other", ["mail", "mail"], {}, "There is: mail."),
+        ("", ["mail", "x; rm -r ~"], {"option": "-p queue="}, "There are: -p queue=mail, -p queue=…."),
+        ("x", [f"queue-{n}" for n in range(8)], {}, f"There are: {', '.join(f'queue-{n}' for n in range(8))}."),
+        ("x", [f"queue-{n}" for n in range(9)], {}, f"There are: {', '.join(f'queue-{n}' for n in range(8))} …."),
+        ("x", [], {}, "There is none."),
+    ],
+)
+def test_a_name_that_nobody_knows_is_met_with_the_nearest(wanted, known, fields, said):
+    """Or with what there is, a few of it."""
+    assert near(wanted, known, **fields) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("shop.pay", "shop.pay"),
+        ("w1@host:6379-a_b", "w1@host:6379-a_b"),
+        ("a" * 200, "a" * 200),
+        ("a" * 201, "…"),
+        ("", "…"),
+        ("shop.pay; rm -r ~", "…"),
+        ("$(reboot)", "…"),
+        ("a\n", "…"),
+        ("é", "…"),
+    ],
+)
+def test_only_a_plain_name_is_offered_for_pasting(name, said):
+    """Whoever sent a message chose the names in it."""
+    assert typed(name) == said

@@ -88,7 +88,6 @@ def test_a_key_under_another_prefix_is_no_queue_of_ours():
         "opslib:lock",
         f"opslib:run:{RUN}:q:celery",
         "redbeat:schedule",
-        "mail.dead",
         "6a.reply.celery.pidbox",
         "w1@host.celery.pidbox",
     ],
@@ -104,6 +103,15 @@ def test_any_other_key_could_be_a_queue(name):
     """Nothing is excluded for its characters; whether it is a queue is decided by what it holds."""
     assert Keyspace(prefix="app:").is_queue_like(f"app:{name}")
     assert not Keyspace(prefix="app:").is_queue_like(name)
+
+
+@pytest.mark.parametrize("space", [Keyspace(), Keyspace(prefix="app:", separator="~", priority_steps=(0, 5))])
+def test_a_queue_can_have_any_name_but_that_of_another_key(space):
+    """One priority's list of a queue is none by itself; an ending that others use for dead letters is no reason."""
+    last = space.priority_steps[-1]
+
+    assert all(map(space.is_queue_name, ["mail", "orders.dead", f"mail{space.separator}{last + 1}"]))
+    assert not any(map(space.is_queue_name, ["", "unacked", "opslib:lock", f"mail{space.separator}{last}"]))
 
 
 def test_every_key_of_ours_stands_under_the_prefix_and_our_own_name():

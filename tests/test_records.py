@@ -240,13 +240,13 @@ def test_what_is_no_record_is_not_read_as_one(tmp_path, content):
 @pytest.mark.parametrize(
     ("remaining", "actions", "applied", "dry_run", "sentence"),
     [
-        (0, 0, 0, True, "Nothing is stuck, and everything answered."),
+        (0, 0, 0, True, "Nothing was found to be wrong, and everything answered."),
         (1, 0, 0, True, "1 orphaned message."),
         (2, 1, 0, True, "2 orphaned messages. 1 change would be made; nothing was changed."),
         (1200, 1000, 0, True, "1,200 orphaned messages. 1,000 changes would be made; nothing was changed."),
         (0, 3, 3, False, "3 of 3 planned changes made. Nothing is left to do."),
         (1, 3, 2, False, "2 of 3 planned changes made. Left: 1 orphaned message."),
-        (0, 0, 0, False, "Nothing is stuck, and everything answered."),
+        (0, 0, 0, False, "Nothing was found to be wrong, and everything answered."),
     ],
 )
 def test_a_run_is_one_sentence(remaining, actions, applied, dry_run, sentence):

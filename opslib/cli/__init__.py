@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from typing import Annotated, Any
 
@@ -49,6 +50,9 @@ class Commands(TyperGroup):
             raise typer.Exit(int(Exit.INTERRUPTED)) from None
         except (typer.Exit, typer.Abort):
             raise
+        except BrokenPipeError:  # who reads this has seen enough: `ops tasks | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(int(Exit.DONE)) from None
         except Exception as error:
             if output.is_usage_error(error) or "-v" in sys.argv or "--verbose" in sys.argv:
                 raise

@@ -106,7 +106,7 @@ def undo(
         )
         return
     if not plan:
-        output.say(f"All that run {run_id} changed was put back already. Nothing was changed.")
+        output.say(f"Nothing of what run {run_id} changed is left to put back. Nothing was changed.")
         return
     asks = Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     change(broker, plan, "undo", form, name="undo", asks=asks)
@@ -226,14 +226,14 @@ def change(
         confirm.permitted(broker.target.name, protected=broker.target.protected, yes=asks.yes, confirmed=asks.confirmed)
         if plan and not asks.yes:
             output.show(judged.plan(plan))
-            if not confirm.ask(broker.target.name, verb, _count(plan)):
+            if not confirm.ask(broker.target.name, verb, count(plan)):
                 raise typer.Exit(int(Exit.ATTENTION))
     found = found or []
     run = direct.run(name, plan, broker, dry_run=dry_run, reason=asks.reason, runbook=name, found=found, look=look)
     results.conclude(run, form)
 
 
-def _count(plan: Plan) -> int:
+def count(plan: Plan) -> int:
     """Return how much a plan is about: whole lists by their messages, everything else by its actions."""
     from opslib.plan import Kind
 

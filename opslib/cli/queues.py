@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from opslib.cli import changes, options, output
-from opslib.errors import BadParameter, NotFound
+from opslib.errors import BadParameter, Exit, NotFound, near
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 Queue = Annotated[str, typer.Argument(metavar="QUEUE", help="A queue's name; `ops queues` lists them.")]
 Glob = Annotated[str, typer.Option("--task", metavar="GLOB", help="Only messages of this task.")]
 Most = Annotated[int, typer.Option("--limit", min=0, metavar="N", help="At most so many, those served first; 0: all.")]
+MostOfEach = Annotated[
+    int,
+    typer.Option(
+        "--limit", min=0, metavar="N", help="At most so many, those served first; 0: all. With --all, of each queue."
+    ),
+]
 Node = Annotated[list[str], typer.Option("--node", metavar="NODE", help="Only this node; may be repeated.")]
 
 queue = typer.Typer(help="One queue: what waits in it, and what is to become of that.", no_args_is_help=True)
@@ -97,7 +103,7 @@ def purge(
     every: Annotated[bool, typer.Option("--all", help="Every queue.")] = False,
     glob: Glob = "",
     expired: Annotated[bool, typer.Option("--expired", help="Only messages whose time has passed.")] = False,
-    limit: Most = 0,
+    limit: MostOfEach = 0,
     target: options.Target = "",
     apply: options.Apply = False,
     dry_run: options.DryRun = False,
@@ -127,12 +133,18 @@ def purge(
             "Name a queue, or say --all." if not name else "A queue's name and --all exclude each other."
         )
     broker = output.open_broker(target, env_file)
-    names = [row.name for row in depths(broker)[0] if row.depth] if every else [name]
+    rows, coverage = depths(broker) if every else ([], [])
+    names = [row.name for row in rows if row.depth] if every else [name]
     now = broker.server_time().timestamp()
     only = _selection(glob, expired_at=now if expired else None, limit=limit)
     actions = [action for each in names for action in asked.purge(each, _meant(each, broker, only), only)]
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
-    _carry_out(broker, actions, "purge", form, name="purge-queue", asks=asks, where=name or "any queue")
+    try:
+        _carry_out(broker, actions, "purge", form, name="purge-queue", asks=asks, where=name or "any queue")
+    except typer.Exit as done:
+        if done.exit_code in {Exit.DONE, Exit.ATTENTION}:
+            output.blind(coverage)  # every queue that was seen is not every queue
+        raise
 
 
 @queue.command()
@@ -257,7 +269,7 @@ def resume(
     verbose: options.Verbose = False,
 ) -> None:
     """
-    Have nodes consume a queue: all of them, or those that are named.
+    Have the nodes that are named consume a queue.
 
     After a pause, `ops undo RUN_ID` is more exact: it tells those nodes alone that consumed it before.
 
@@ -285,8 +297,6 @@ def refuse_reserved(name: str, broker: Broker) -> None:
 def _consuming(
     kind: Kind, name: str, wanted: list[str], broker: Broker, form: options.Format, asks: changes.Ask
 ) -> NoReturn:
-    import difflib
-
     from opslib.collectors import nodes
     from opslib.symptoms import asked
 
@@ -297,8 +307,7 @@ def _consuming(
     known = [row.name for row in rows]  # a silent one too: what becomes of it is not known, and is said
     for each in wanted:
         if each not in known:
-            near = difflib.get_close_matches(each, known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "`ops workers` lists them."
+            hint = near(each, known, otherwise="`ops workers` lists them.")
             raise NotFound(f"No node {each} is known here.", hint=hint)
     verb = str(kind)
     _carry_out(broker, asked.consuming(kind, name, wanted), verb, form, name=f"{verb}-queue", asks=asks, where=name)
@@ -334,17 +343,14 @@ def _refuse_unknown(name: str, broker: Broker) -> None:
     Raises:
         NotFound: If it is unknown, with the nearest name.
     """
-    import difflib
-
     from opslib.collectors import depths
 
     rows, coverage = depths(broker)
     known = [row.name for row in rows]
     if name in known:
         return
-    near = difflib.get_close_matches(name, known, n=1)
     silent = ", and not everything answered" if any(row.silent for row in coverage) else ""
-    hint = f"Did you mean {near[0]}?" if near else "`ops queues` lists those that are known."
+    hint = near(name, known, otherwise="`ops queues` lists those that are known.")
     raise NotFound(
         f"No queue {name} is known here{silent}; an empty one that nobody consumes leaves no trace.", hint=hint
     )

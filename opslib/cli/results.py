@@ -29,12 +29,16 @@ def conclude(result: RunResult, form: options.Format) -> NoReturn:
     Raises:
         typer.Exit: With the run's exit code.
     """
+    from opslib.render import words
+
     for sentence in result.leaked:
         output.say(sentence)
     if form is options.Format.TABLE:
         output.show(*summary(result))
     elif form is options.Format.IDS:
-        output.emit(result.record.remaining, form, table=lambda: "", ids=lambda row: str(row["subject"]))
+        record = result.record  # of a change, what it is about; of a runbook, what remains
+        rows = words.actions_of(record) if record.scope == "change" else record.remaining
+        output.emit(rows, form, table=lambda: "", ids=lambda row: str(row["subject"]))
     else:
         output.document(result.record, form)
     sys.stdout.flush()

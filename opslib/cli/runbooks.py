@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opslib.cli import confirm, options, output, progress, results
+from opslib.errors import Exit
 
 if TYPE_CHECKING:
     from opslib.catalog import Runbook, Value
@@ -150,6 +151,9 @@ def _applied(
 ) -> RunResult:
     """Carry out a plan: at once with --yes; otherwise look first, show the plan, and ask."""
     from opslib import folders, settings
+    from opslib import plan as plans
+    from opslib.cli import changes
+    from opslib.render import judged
 
     confirm.permitted(target, protected=settings.load(target).protected, yes=yes, confirmed=confirmed)
     if yes:
@@ -158,8 +162,10 @@ def _applied(
     if looked.record.error or not looked.record.plan.get("actions"):
         return looked
     output.show(*results.summary(looked))
-    if not confirm.ask(target, "apply", len(looked.record.plan["actions"])):  # type: ignore[arg-type]
-        return looked
+    plan = plans.read((looked.folder / folders.PLAN).read_bytes())
+    output.show(judged.plan(plan))
+    if not confirm.ask(target, "apply", changes.count(plan)):
+        raise typer.Exit(int(Exit.ATTENTION))
     return _run(
         runbook,
         {**values, "dry_run": False},

@@ -114,18 +114,22 @@ def revoke(
     form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
     chosen = _wanted(ids, name, state, retries, limit)
     broker = output.open_broker(target, env_file)
-    if "selection" in chosen:
-        seen = look(broker, kept=False, **chosen)
-        chosen = {"ids": seen.ids}
-        if seen.more:
-            output.say(f"The filter means {seen.more:,} more, which the limit leaves out.")
-        if not seen.ids:
-            output.say("No such task is in flight. Nothing was changed.")
-            output.blind(seen.coverage)
-            raise typer.Exit(int(Exit.ATTENTION))
-        for row in seen.silent_places:
-            output.say(f"Not the whole view: {row.place}: {row.note or f'{row.silent:,} not seen.'}")
-    actions = asked.revoked(sorted(chosen["ids"]))
+    seen = look(broker, kept=False, **chosen)
+    if seen.more:
+        output.say(f"The filter means {seen.more:,} more, which the limit leaves out.")
+    flying = sorted(task_id for task_id, places in seen.places.items() if set(places) - {"result"})
+    for task_id in sorted(seen.ids - set(flying)):
+        output.say(f"{task_id} is not in flight: there is nothing to revoke.")
+    if not flying:
+        output.say("No such task is in flight. Nothing was changed.")
+        output.blind(seen.coverage)
+        raise typer.Exit(int(Exit.ATTENTION))
+    for row in seen.silent_places:
+        output.say(f"Not the whole view: {row.place}: {row.note or f'{row.silent:,} not seen.'}")
+    for task in seen.held:
+        if task.place == "active":
+            output.say(f"{task.task_id} runs on {task.node} already: a revoke does not end it, `ops task stop` does.")
+    actions = asked.revoked(flying)
     made = changes.planned(broker, actions, max_actions=limit or MOST_TASKS)
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     changes.change(broker, made, "revoke", form, name="revoke-task", asks=asks)

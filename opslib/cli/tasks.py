@@ -87,7 +87,7 @@ def tasks(
             output.say(f"Retrying and waiting, not listed: {counted:,}; the most retried ones are.")
         output.say("`ops run retry-storm` says why, and how often; `ops task stop --task NAME` ends them.")
     if state is State.WAITING and waiting > 0:
-        output.say(f"Waiting and not listed: {waiting:,}. `ops queues` counts them all.")
+        output.say(f"Waiting and not listed: {waiting:,}. `ops queue peek QUEUE` shows them, `ops queues` counts them.")
     output.blind(snapshot.coverage)
 
 

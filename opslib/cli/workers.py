@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from opslib.cli import changes, options, output
-from opslib.errors import BadParameter
+from opslib.errors import BadParameter, near
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -211,14 +211,12 @@ def _resized(broker: Broker, name: str, by: int, timeout: str) -> Action:
 
 
 def _refuse_no_rate(rate: str) -> None:
-    from opslib.durations import pace
+    from opslib import durations
 
     try:
-        is_one = rate == "none" or (bool(rate) and pace(rate) >= 0)
+        durations.rate(rate)
     except ValueError:
-        is_one = False
-    if not is_one:
-        raise BadParameter(f"{rate!r} is no rate.", hint="Write 10/s, 10/m, 10/h, or none.")
+        raise BadParameter(f"{rate!r} is no rate.", hint="Write 10/s, 10/m, 10/h, or none.") from None
 
 
 def _refuse_unknown(wanted: str, what: str, known: Iterable[str]) -> NoReturn:
@@ -228,21 +226,11 @@ def _refuse_unknown(wanted: str, what: str, known: Iterable[str]) -> NoReturn:
     Raises:
         BadParameter: In any case; with the nearest that there is.
     """
-    from difflib import get_close_matches
-
-    near = get_close_matches(wanted, sorted(set(known)), n=1, cutoff=0.5)
-    raise BadParameter(what, hint=f"Did you mean {near[0]}?" if near else "`ops workers` lists the nodes that answer.")
+    raise BadParameter(what, hint=near(wanted, known, otherwise="`ops workers` lists the nodes that answer."))
 
 
 def _carry_out(
     broker: Broker, actions: Sequence[Action], verb: str, form: options.Format, asks: changes.Ask
 ) -> NoReturn:
     """Show or carry out what is to be ordered, as a run of its own."""
-    from opslib import plan as plans
-    from opslib import refusals
-
-    with refusals.explained(broker.target.shown_broker):
-        now = broker.server_time()
-    most = max(1, len(actions))
-    made = plans.make(broker.target.name, broker.fingerprint, actions, max_actions=most, made_at=now)
-    changes.change(broker, made, verb, form, name=f"{verb}-worker", asks=asks)
+    changes.change(broker, changes.planned(broker, actions), verb, form, name=f"{verb}-worker", asks=asks)

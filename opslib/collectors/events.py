@@ -246,14 +246,18 @@ def told(broker: Broker, *, timeout_s: float) -> Iterator[tuple[list[str], list[
     problems: list[str] = []
     switched: list[str] = []
     try:
-        answers = pidbox.ask(broker, [pidbox.Call(method="enable_events")], timeout_s=timeout_s)
-        replies = answers.replies["enable_events"]
-        switched = sorted(node for node, reply in replies.items() if _ENABLED in reply)
-        if unsure := answers.receivers - len(replies):
-            problems.append(f"Nodes that did not answer the order to send events, and may yet obey it: {unsure}.")
-    except ResponseError as error:
-        problems.append(f"Nodes could not be told to send events ({str(error).rstrip('.')}).")
-    try:
+        # Ctrl-C waits for the answers: without them nobody would know which nodes are to be told to stop again.
+        with interrupts.deferred():
+            try:
+                answers = pidbox.ask(broker, [pidbox.Call(method="enable_events")], timeout_s=timeout_s)
+                replies = answers.replies["enable_events"]
+                switched += sorted(node for node, reply in replies.items() if _ENABLED in reply)
+                if unsure := answers.receivers - len(replies):
+                    problems.append(
+                        f"Nodes that did not answer the order to send events, and may yet obey it: {unsure}."
+                    )
+            except ResponseError as error:
+                problems.append(f"Nodes could not be told to send events ({str(error).rstrip('.')}).")
         yield switched, problems
     finally:
         # A second Ctrl-C waits here: a node that goes on telling would be a change that nobody asked for.

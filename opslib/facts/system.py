@@ -223,6 +223,11 @@ class NodeInfo:
         """Whether its pool can end one running task without ending the worker."""
         return self.pool in {"prefork", "gevent", "eventlet"}
 
+    @property
+    def can_resize(self) -> bool:
+        """Whether its pool can change its size while it runs; the others answer with an error of Python's."""
+        return self.pool in {"prefork", "gevent", "eventlet"}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredResult:

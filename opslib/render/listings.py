@@ -51,7 +51,7 @@ def runs(rows: Sequence[RunRecord]) -> Table:
             Column("operator"),
             Column("what came of it"),
         ],
-        rows=[(row.verdict, row.run_id, row.target, row.operator, row.headline) for row in rows],
+        rows=[(words.badge(row)[1], row.run_id, row.target, row.operator, row.headline) for row in rows],
         empty="No run has been archived yet.",
         limit=len(rows) or 1,
     )

@@ -108,7 +108,7 @@ def answers(run: RunRecord, *, known: bool) -> list[dict[str, str]]:
     broker = words.shown(redact.url(run.broker)) if run.broker else ""
     return [
         _answer("Where", words.shown(run.target) if run.target else "Not known", broker),
-        _answer("Found", found, then, look),
+        _answer("Found" if run.scope != "change" else "Found beside it", found, then, look),
         _answer("Changes", made, behind, "unknown" if made == "Not known" else ""),
         _seen(run),
     ]

@@ -130,6 +130,8 @@ def _waiting(of: Trace, row: WaitingMessage) -> str:
         return f"{said}; {who} consumes that queue"
     if any(code == "no-workers" for code, _ in of.subjects):
         return f"{said}; no node is connected"
+    if of.result is not None and of.result.state == "REVOKED":
+        return f"{said}; it was revoked: a node that heard of it drops it, any other one runs it"
     due = f"; it is not due before {trace.clock(row.eta_at, of.now)}" if row.eta_at and row.eta_at > of.now else ""
     return f"{said}{due}"
 
@@ -238,6 +240,11 @@ def _move_it(of: Trace) -> tuple[str, str]:
             return "Restoring it without proof may run it twice. See which node does not answer:", _on_target(
                 of, "workers"
             )
+        if of.result is not None and of.result.state == "REVOKED":
+            return (
+                "It was revoked, and its message is there: it runs once Celery gives it back. If it must not:",
+                _command(of, "task", "stop"),
+            )
         if of.has_ended:
             return "It has run. So that it does not run again, take its message away:", _command(of, "task", "stop")
         return "Put it back into its queue, next to be served:", _on_target(of, "run", "stuck-tasks")
@@ -254,6 +261,8 @@ def _move_it(of: Trace) -> tuple[str, str]:
 
 def _serve_it(of: Trace) -> tuple[str, str]:
     row = of.waiting[0]
+    if of.result is not None and of.result.state == "REVOKED":
+        return "If it must not run at all:", _command(of, "task", "stop")
     if row.expires_at is not None and row.expires_at <= of.now:
         return "It will not run any more. Send it again, with a later expiry, if it is needed.", ""
     if ("queue-without-consumer", row.queue) in of.subjects:

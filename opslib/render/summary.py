@@ -87,7 +87,8 @@ def _outcomes(run: RunRecord) -> list[object]:
 
 def _what(task: object, group: Sequence[Row]) -> str:
     more = f" And {len(group) - 1:,} more like it." if len(group) > 1 else ""
-    return f"{f'{task}: ' if task else ''}{group[0].get('message')}{more}"
+    hint = f"\n→ {group[0]['hint']}" if group[0].get("hint") else ""
+    return f"{f'{task}: ' if task else ''}{group[0].get('message')}{more}{hint}"
 
 
 def _subjects(group: Sequence[Row]) -> str:

@@ -41,6 +41,10 @@ SIGNS = {
     "there": "●",
     "not there": "–",
     "not seen": "?",
+    "done": "✓",
+    "in order": "✓",
+    "planned": "▲",
+    "not all done": "▲",
 }
 
 #: What each exit code says, as docs/exit-codes.md does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from opslib.durations import pace
+from opslib import durations
 from opslib.errors import BadParameter, NotFound, OpsError
 from opslib.facts import NodeInfo, Quarantined, QueueInfo, WaitingMessage, Whereabouts
 from opslib.plan import Action, Copy, Kind
@@ -86,15 +86,21 @@ def consuming(kind: Kind, queue: str, nodes: Iterable[str] = ()) -> list[Action]
     Args:
         kind: PAUSE or RESUME.
 
-        nodes: Their names; all of them where none is named.
+        nodes: Their names; to pause, all of them where none is named.
+
+    Raises:
+        BadParameter: If nobody is named who shall consume it: every node would, those too that never have.
     """
     names = ",".join(sorted(nodes))
+    if kind is Kind.RESUME and not names:
+        hint = "Name a node; or `ops undo RUN_ID` of the pause tells just those that consumed it before."
+        raise BadParameter(f"Which nodes shall consume {queue}? Every one would, those too that never have.", hint=hint)
     who = names or "every node"
     effect = (
         f"{who} takes no more of {queue}; what it has already, it runs, and what it is being served in that moment it "
         "puts back, last. A node that starts later consumes it again."
         if kind is Kind.PAUSE
-        else f"{who} consumes {queue} again."
+        else f"{who} consumes {queue}, as long as it lives."
     )
     source, to = (queue, "paused") if kind is Kind.PAUSE else ("paused", queue)
     return [Action(kind=kind, subject=queue, source=source, destination=to, node=names, effect=effect)]
@@ -203,14 +209,14 @@ def limited(task: str, rate: str, nodes: Iterable[NodeInfo]) -> list[Action]:
     Have nodes keep to a rate for a task; nothing where no node is named.
 
     Args:
-        rate: "10/m"; "0", "none" or nothing for no limit.
+        rate: "10/m"; "0" or "none" for no limit.
 
         nodes: Those that can run it, each of which counts for itself.
 
     Raises:
         ValueError: If the rate is none.
     """
-    wanted = rate if rate != "none" and pace(rate) else ""
+    wanted = durations.rate(rate)
     had = {node.name: each.rate_limit for node in nodes for each in node.tasks if each.name == task}
     if not had:
         return []

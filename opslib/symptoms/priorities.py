@@ -37,7 +37,7 @@ def inverted(snapshot: Snapshot, queue_depth: int) -> Iterator[Finding]:
                     "starving": {f"priority {flow.priority}": flow.after for flow, _ in starving},
                     "more_urgent_served": {f"before {flow.priority}": served for flow, served in starving},
                 },
-                hint=_hint(queue.name, odd),
+                hint=_hint(),
                 runbook="queue-backlog",
             )
 
@@ -97,13 +97,8 @@ def _told_of_starving(starving: Sequence[tuple[Flow, int]]) -> Iterator[str]:
         )
 
 
-def _hint(queue: str, odd: Counter[tuple[str, int]]) -> str:
-    late = [task for (task, priority), _ in odd.most_common() if priority > _LAST]
-    cure = (
-        f" What waits already: -p do=expedite -p queue={queue} -p task={late[0]}."
-        if late and not late[0].startswith("(")
-        else ""
-    )
+def _hint() -> str:
     return (
-        f"On Redis 0 is the most urgent and 9 the least: a table in which 10 is critical has to be turned round.{cure}"
+        "On Redis 0 is the most urgent and 9 the least: a table in which 10 is critical has to be turned round. "
+        "What waits already can be put in front one by one: `ops task reorder`, or by name: `ops queue expedite`."
     )

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from opslib import plan as plans
-from opslib.errors import BadParameter
+from opslib.errors import BadParameter, typed
 from opslib.facts import Flow, QueueInfo, Rate, Snapshot
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Plan
@@ -158,7 +158,7 @@ def _moving(rate: Rate) -> dict[str, object]:
 
 def _hints(snapshot: Snapshot, queue: QueueInfo, rate: Rate, room: Slots) -> Iterator[str]:
     if queue.expired:
-        out = f"-p do=purge-expired -p queue={queue.name}"
+        out = f"-p do=purge-expired -p queue={typed(queue.name)}"
         yield f"{queue.expired:,} of them have expired, and no worker runs them: {out}."
     if not queue.consumers:
         doubt = serving.unheard(snapshot)
@@ -166,7 +166,7 @@ def _hints(snapshot: Snapshot, queue: QueueInfo, rate: Rate, room: Slots) -> Ite
     elif not room.free:
         yield (
             f"All {room.total:,} slots of the nodes that consume it are busy: start workers, or give these more "
-            f"processes: -p do=grow -p queue={queue.name} -p by=2."
+            f"processes: -p do=grow -p queue={typed(queue.name)} -p by=2."
         )
     elif not rate.served:
         yield (

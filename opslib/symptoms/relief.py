@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import islice
 
-from opslib.durations import pace
-from opslib.errors import BadParameter
+from opslib.durations import rate
+from opslib.errors import BadParameter, near
 from opslib.facts import ListInfo, NodeInfo, QueueInfo, Snapshot
 from opslib.keys import Keyspace
 from opslib.plan import Action, Kind
@@ -18,8 +16,6 @@ from opslib.symptoms import asked, serving
 
 #: Characters with which a name means more than one task.
 _WILD = "*?["
-#: Pools that can change their size while they run.
-_RESIZABLE = frozenset({"prefork", "gevent", "eventlet"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +56,7 @@ def actions(snapshot: Snapshot, wish: Wish) -> list[Action]:
         BadParameter: If something is missing, unknown, or cannot be meant.
     """
     if wish.do not in WISHES:
-        raise BadParameter(f"do: {wish.do!r} is nothing that can be done here.", hint=_near(wish.do, WISHES))
+        raise BadParameter(f"do: {wish.do!r} is nothing that can be done here.", hint=near(wish.do, WISHES))
     if wish.limit < 0:
         raise BadParameter(f"limit: {wish.limit} is no number of messages.", hint="0 means all of them.")
     return WISHES[wish.do](snapshot, wish)
@@ -70,7 +66,7 @@ def _purge(snapshot: Snapshot, wish: Wish) -> list[Action]:
     """Take messages out of circulation: a whole queue, or those of a task; every queue only where that is said."""
     found = _queues(snapshot) if wish.queue == "*" else [_queue(snapshot, wish)]
     only = _selection(snapshot, wish)
-    return [action for queue in found for action in asked.purge(queue.name, _meant(queue, only), only)]
+    return [action for queue in found for action in _purged(queue, only)]
 
 
 def _purge_expired(snapshot: Snapshot, wish: Wish) -> list[Action]:
@@ -78,7 +74,13 @@ def _purge_expired(snapshot: Snapshot, wish: Wish) -> list[Action]:
     found = _queues(snapshot) if wish.queue == "*" else [_queue(snapshot, wish)]
     counted_at = (snapshot.earlier or snapshot).taken_at.timestamp()
     only = replace(_selection(snapshot, wish) or Selection(), expired_at=counted_at)
-    return [action for queue in found for action in asked.purge(queue.name, _meant(queue, only), only)]
+    return [action for queue in found for action in _purged(queue, only)]
+
+
+def _purged(queue: QueueInfo, only: Selection | None) -> list[Action]:
+    """Return what takes messages of a queue out of circulation, with a number that is only a bound called one."""
+    made = asked.purge(queue.name, _meant(queue, only), only)
+    return [replace(action, effect=f"{_at_most(queue, only)}{action.effect}") for action in made]
 
 
 def _move(snapshot: Snapshot, wish: Wish) -> list[Action]:
@@ -87,12 +89,12 @@ def _move(snapshot: Snapshot, wish: Wish) -> list[Action]:
         raise BadParameter("do=move needs a queue to move to.", hint="Name it, for instance -p to=overflow.")
     if wish.to == wish.queue:
         raise BadParameter(f"to: {wish.to} is the queue that the messages are in already.")
-    if not Keyspace().is_queue_like(wish.to):
+    if not Keyspace().is_queue_name(wish.to):  # a target's own names, the writer knows
         raise BadParameter(f"to: {wish.to!r} is no queue: Celery keeps something else under that name.")
     made = asked.move(queue.name, wish.to, _meant(queue, only), only)
     consumed = any(row.name == wish.to and row.consumers for row in snapshot.queues)
     nobody = "" if consumed else f" No node that answered consumes {wish.to}: there they wait until one does."
-    return [replace(action, effect=f"{action.effect}{nobody}") for action in made]
+    return [replace(action, effect=f"{_at_most(queue, only)}{action.effect}{nobody}") for action in made]
 
 
 def _expedite(snapshot: Snapshot, wish: Wish) -> list[Action]:
@@ -103,7 +105,8 @@ def _expedite(snapshot: Snapshot, wish: Wish) -> list[Action]:
             hint="Name a task, such as -p task='shop.pay*', or a limit.",
         )
     only = _selection(snapshot, wish) or Selection(limit=wish.limit)
-    return asked.expedite(queue.name, _meant(queue, only), only)
+    made = asked.expedite(queue.name, _meant(queue, only), only)
+    return [replace(action, effect=f"{_at_most(queue, only)}{action.effect}") for action in made]
 
 
 def _consuming(snapshot: Snapshot, wish: Wish) -> list[Action]:
@@ -117,7 +120,7 @@ def _resize(snapshot: Snapshot, wish: Wish) -> list[Action]:
     if wish.by < 1:
         raise BadParameter(f"by: {wish.by} is no number of processes.", hint="1 is the least; do=shrink takes away.")
     nodes = _nodes(snapshot, wish)
-    able = [node for node in nodes if node.pool in _RESIZABLE]
+    able = [node for node in nodes if node.can_resize]
     if not able:
         pools = ", ".join(sorted({f"{node.name} ({node.pool or 'unknown pool'})" for node in nodes}))
         raise BadParameter(
@@ -126,7 +129,7 @@ def _resize(snapshot: Snapshot, wish: Wish) -> list[Action]:
         )
     grows = wish.do == "grow"
     for node in able:
-        size = max(node.concurrency, len(node.processes))
+        size = node.concurrency
         if not grows and size - wish.by < 1:
             raise BadParameter(
                 f"by: {node.name} has {size} process{'es' * (size != 1)}, and at least one has to stay.",
@@ -141,11 +144,12 @@ def _limit(snapshot: Snapshot, wish: Wish) -> list[Action]:
     having = [node for node in snapshot.answering if any(task.name == wish.task for task in node.tasks)]
     if not having:
         known = {task.name for node in snapshot.answering for task in node.tasks}
-        raise BadParameter(f"task: no node that answered has {wish.task!r}.", hint=_near(wish.task, known))
-    if not _is_rate(wish.rate):
-        raise BadParameter(
-            f"rate: {wish.rate!r} is no rate limit.", hint="Write 10/s, 10/m or 10/h; 0 takes the limit away."
-        )
+        raise BadParameter(f"task: no node that answered has {wish.task!r}.", hint=near(wish.task, known))
+    try:
+        rate(wish.rate)
+    except ValueError:
+        hint = "Write 10/s, 10/m or 10/h; 0 takes the limit away."
+        raise BadParameter(f"rate: {wish.rate!r} is no rate limit.", hint=hint) from None
     nodes = [_node(snapshot, wish.node)] if wish.node else having
     return asked.limited(wish.task, wish.rate, nodes)
 
@@ -172,10 +176,10 @@ def _queues(snapshot: Snapshot) -> list[QueueInfo]:
 def _queue(snapshot: Snapshot, wish: Wish) -> QueueInfo:
     known = {queue.name: queue for queue in snapshot.queues}
     if not wish.queue:
-        raise BadParameter(f"do={wish.do} needs a queue.", hint=_near("", known, option="-p queue="))
+        raise BadParameter(f"do={wish.do} needs a queue.", hint=near("", known, option="-p queue="))
     if wish.queue not in known:
         every = " One queue at a time." if wish.queue == "*" else ""
-        raise BadParameter(f"queue: there is no queue named {wish.queue!r}.{every}", hint=_near(wish.queue, known))
+        raise BadParameter(f"queue: there is no queue named {wish.queue!r}.{every}", hint=near(wish.queue, known))
     return known[wish.queue]
 
 
@@ -199,7 +203,7 @@ def _somebody(nodes: Sequence[NodeInfo], nobody: str) -> list[NodeInfo]:
 def _node(snapshot: Snapshot, name: str) -> NodeInfo:
     known = {node.name: node for node in snapshot.answering}
     if name not in known:
-        raise BadParameter(f"node: {name!r} is not among the nodes that answered.", hint=_near(name, known))
+        raise BadParameter(f"node: {name!r} is not among the nodes that answered.", hint=near(name, known))
     return known[name]
 
 
@@ -210,7 +214,7 @@ def _selection(snapshot: Snapshot, wish: Wish) -> Selection | None:
     known = {task for queue in snapshot.queues for task in queue.by_task} - serving.UNNAMED
     known |= {task.name for node in snapshot.answering for task in node.tasks}
     if not any(fnmatchcase(name, wish.task) for name in known):
-        raise BadParameter(f"task: no message and no node has a task {wish.task!r}.", hint=_near(wish.task, known))
+        raise BadParameter(f"task: no message and no node has a task {wish.task!r}.", hint=near(wish.task, known))
     return Selection(task=wish.task, limit=wish.limit)
 
 
@@ -232,18 +236,13 @@ def _of(listed: ListInfo, only: Selection) -> int:
     return min(meant, listed.expired) if only.expired_at is not None else meant
 
 
-def _is_rate(rate: str) -> bool:
-    """Whether it is a rate limit; nothing at all is none, for a limit is not taken away by leaving something out."""
-    try:
-        return rate.strip() == "none" or (bool(rate.strip()) and pace(rate) >= 0)
-    except ValueError:
-        return False
-
-
-def _near(wanted: str, known: Iterable[str], option: str = "") -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(wanted, names, n=1)
-    if near:
-        return f"Did you mean {near[0]}?"
-    listed = ", ".join(f"{option}{name}" for name in islice(names, 8))
-    return f"There are: {listed}{' …' * (len(names) > 8)}." if names else "There is none."
+def _at_most(queue: QueueInfo, only: Selection | None) -> str:
+    """Say that no more than so many are meant, where the counts of a queue do not tell how many exactly."""
+    if only is None or only.is_everything:
+        return ""
+    for listed in queue.lists:
+        fitting = sum(count for task, count in listed.by_task.items() if fnmatchcase(task, only.task))
+        some_expired = only.expired_at is not None and listed.expired and 0 < fitting < listed.length
+        if some_expired or ("(others)" in listed.by_task and only.task.strip("*")):
+            return "At most "
+    return ""

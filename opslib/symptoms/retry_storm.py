@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from opslib import plan as plans
 from opslib import signatures
-from opslib.errors import BadParameter
+from opslib.errors import BadParameter, near, typed
 from opslib.facts import RetryingTask, Snapshot, TaskRetries
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Plan
@@ -32,7 +30,6 @@ _FEWEST = 5
 _MOST_LOOPS = 10
 #: Tasks that a finding about a name lists, and errors that it quotes.
 _MOST_IDS, _MOST_ERRORS = 20, 5
-_PLAIN = re.compile(r"[\w.:@-]{1,200}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +148,7 @@ def _storm_hint(name: TaskRetries) -> str:
     error = next(iter(name.errors), "")
     cause = f"See to the cause first: {error}." if error else "See a node's log for the cause first."
     return (
-        f"{cause} To stop what is in vain: -p task={_typed(name.task)}. In its code: max_retries, a backoff with "
+        f"{cause} To stop what is in vain: -p task={typed(name.task)}. In its code: max_retries, a backoff with "
         "jitter. A rate limit only slows it, and what a node holds back already keeps to the old one."
     )
 
@@ -178,7 +175,7 @@ def _hopeless(names: Sequence[TaskRetries]) -> Iterator[Finding]:
             },
             hint=(
                 "Retry only after what can pass (autoretry_for, dont_autoretry_for). To stop those: "
-                f"-p task={_typed(name.task)} -p signature='{_typed(signatures.kind(error))}*'."
+                f"-p task={typed(name.task)} -p signature='{typed(signatures.kind(error))}*'."
             ),
             runbook=RUNBOOK,
         )
@@ -250,11 +247,6 @@ def _unlock_hint() -> str:
         "Celery needs no such task: whoever sends it has another result backend. To stop it is to give the chord's "
         "body up."
     )
-
-
-def _typed(name: str) -> str:
-    """Return a name as it can be pasted into a shell; whoever sent the message chose it."""
-    return name if _PLAIN.fullmatch(name) else "…"
 
 
 def _tasks(number: int) -> str:
@@ -339,7 +331,6 @@ def _refuse(rows: Sequence[RetryingTask], task: str, signature: str) -> None:
     """Say what there is instead: a misspelt name must not pass as a storm that is over."""
     of_task = [row for row in rows if _fits(row.task, task)]
     name, wanted = ("signature", signature) if of_task else ("task", task)
-    there = sorted({row.error for row in of_task if row.error}) if of_task else sorted({row.task for row in rows})
-    near = get_close_matches(wanted, there, n=1) or there[:5]
-    known = f"There is: {'; '.join(near)}." if near else "Nothing tells what these tasks failed of."
-    raise BadParameter(f"{name}: nothing that is retried fits {wanted!r}.", hint=known)
+    there = {row.error for row in of_task if row.error} if of_task else {row.task for row in rows}
+    hint = near(wanted, there) if there else "Nothing tells what these tasks failed of."
+    raise BadParameter(f"{name}: nothing that is retried fits {wanted!r}.", hint=hint)

@@ -33,8 +33,9 @@ def judge(looks: Sequence[Whereabouts], task_id: str, limits: Thresholds) -> Ans
     Say whether a task retries without an end.
 
     It does if it was retried `loop_after` times or more; or if its retries rose while it was watched, everything could
-    be seen, and the nodes' code does not end them. How often it was retried, its message knows, and its result where the application keeps extended
-    ones; what a node runs and has acknowledged says nothing, so only a longer watch may see it.
+    be seen, and the nodes' code does not end them. How often it was retried, its message knows, and its result where
+    the application keeps extended ones; what a node runs and has acknowledged says nothing, so only a longer watch may
+    see it.
 
     Args:
         looks: At least one, the latest last.
@@ -120,7 +121,8 @@ def _retries(look: Whereabouts, task_id: str) -> int | None:
 
 def _caps(looks: Sequence[Whereabouts], task_id: str) -> list[int | None]:
     """Return what each node's code allows, None for no end, by the latest look at which any node had the task."""
-    names = {row.task for look in looks for row in (*look.messages, *look.held, *look.results) if row.task_id == task_id}
+    rows = [row for look in looks for row in (*look.messages, *look.held, *look.results)]
+    names = {row.task for row in rows if row.task_id == task_id}
     each = ([t.max_retries for node in look.answering for t in node.tasks if t.name in names] for look in looks[::-1])
     return next(filter(None, each), [])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 
 from opslib.durations import pace, spell
+from opslib.errors import typed
 from opslib.facts import UNKNOWN_TASK, NodeInfo, Snapshot
 from opslib.findings import Finding, Severity
 
@@ -39,11 +40,9 @@ class Slots:
 
 
 def slots(snapshot: Snapshot, names: Iterable[str]) -> Slots:
-    """Return what these nodes can run at once; a pool that was grown has more processes than its limit says."""
+    """Return what these nodes can run at once."""
     wanted = set(names)
-    total = sum(
-        max(node.concurrency, len(node.processes)) for node in snapshot.nodes if node.answered and node.name in wanted
-    )
+    total = sum(node.concurrency for node in snapshot.answering if node.name in wanted)
     busy = len({(t.node, t.task_id) for t in snapshot.held if t.place == "active" and t.node in wanted})
     return Slots(busy=busy, total=total)
 
@@ -103,8 +102,8 @@ def _unregistered(task: str, queues: Counter[str], without: list[str], having: l
         message=f"{said}: {lost}{unsure}.",
         evidence={"waiting": dict(queues), "without": without[:20], "with": having[:20]},
         hint=(
-            f"Do not wait: pause the queue (-p do=pause -p queue={next(iter(queues))}), deploy the task, resume. A "
-            "name that is misspelt, or a worker started with another app, does this too; what was dropped has the "
+            f"Do not wait: pause the queue (-p do=pause -p queue={typed(next(iter(queues)))}), deploy the task, resume."
+            " A name that is misspelt, or a worker started with another app, does this too; what was dropped has the "
             "result FAILURE NotRegistered."
         ),
         runbook="queue-backlog",
@@ -158,7 +157,7 @@ def _rate_limited(
         hint=(
             "-p do=limit alone changes little: what a node has received under the old limit goes on at that pace, in "
             "no answer and in no queue. Pause the queue, restart its nodes warmly (SIGTERM), which gives those "
-            "messages back, then set the limit and resume."
+            "messages back, then set the limit and undo the pause."
         ),
         runbook="queue-backlog",
     )

@@ -324,13 +324,14 @@ def _purge(mover: Mover, action: Action) -> Outcome:
 
 
 def _aside(primitive: Primitive) -> str:
-    """Say how many messages an error left aside: no worker sees them there."""
+    """Say how many messages an error left aside, or on their way in quarantine: no worker sees them there."""
     try:
         count = set_aside(primitive.broker).get(primitive.run_id, 0)
+        kept = lists.underway(journals.read(primitive.broker, primitive.run_id).on_the_way)
     except Exception as error:  # noqa: BLE001 - as above
         refusals.of(error, primitive.broker.target.shown_broker)
         return ""
-    return f" {count:,} messages are set aside; `ops resume` deals them back." if count else ""
+    return (f" {count:,} messages are set aside; `ops resume` deals them back." if count else "") + kept
 
 
 def _broken_off(primitive: Primitive, group: Sequence[Action], why: str) -> list[Outcome]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opslib import pidbox
 from opslib.plan import Action, Kind, Outcome, Status
+from opslib.writer import nodes
 from opslib.writer.primitive import Primitive
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
+#: What the journal calls such an order.
+_OP = "consume"
 _ANSWER_S = 2.0
 _WITHIN_S = 6.0
 _PAUSE_S = 0.2
@@ -44,8 +46,8 @@ def order(primitive: Primitive, action: Action) -> Outcome:
         {"a": action.id, "s": action.subject, "node": node, "declared": before[node].get(action.subject, {})}
         for node in concerned
     ]
-    write_down(primitive, action.kind, items)
-    tell(broker, action.kind, items)
+    nodes.write_down(primitive, action.kind, items, op=_OP)
+    _tell(broker, action.kind, items)
     left = _left(broker, action.kind, action.subject, concerned)
     if left or silent:
         others = ", ".join(node for node in concerned if node not in left)
@@ -61,47 +63,36 @@ def put_back(primitive: Primitive, item: Mapping[str, Any], undoes: tuple[str, i
     """Undo an order to one node; answer whether the node says that it did."""
     kind = Kind.RESUME if role == Kind.PAUSE else Kind.PAUSE
     items = [{**item, "undoes": list(undoes)}]
-    tell(primitive.broker, kind, items)
+    _tell(primitive.broker, kind, items)
     done = not _left(primitive.broker, kind, str(item["s"]), [str(item["node"])])
     if done:
-        write_down(primitive, kind, items)
+        nodes.write_down(primitive, kind, items, op=_OP)
     return done
 
 
-def write_down(primitive: Primitive, kind: Kind, items: Sequence[Mapping[str, Any]]) -> None:
-    """Put an order into the journal."""
-    primitive.call(
-        "note",
-        primitive.keys(),
-        ["A" * len(items)],
-        receipt={"op": "consume", "role": str(kind), "items": list(items)},
-        about={str(kind): [[item["s"], item["node"]] for item in items]},
-    )
-
-
-def tell(broker: Broker, kind: Kind, items: Sequence[Mapping[str, Any]]) -> None:
-    """Send the orders, each node's with what it had declared of the queue."""
+def _tell(broker: Broker, kind: Kind, items: Sequence[Mapping[str, Any]]) -> None:
+    """Give the orders, each node's with what it had declared of the queue."""
     for item in items:
         arguments: dict[str, object] = {"queue": item["s"]}
         declared = item.get("declared") or {}
         if kind is Kind.RESUME and declared:
-            exchange = declared.get("exchange") or {}
+            said = declared.get("exchange")
+            exchange = said if isinstance(said, dict) else {}
             arguments |= {
                 "exchange": exchange.get("name") or "",
                 "exchange_type": exchange.get("type") or "direct",
                 "routing_key": declared.get("routing_key") or item["s"],
             }
         method = "add_consumer" if kind is Kind.RESUME else "cancel_consumer"
-        call = pidbox.Call(method=method, arguments=arguments, destination=(str(item["node"]),))
-        pidbox.order(broker, call, timeout_s=_ANSWER_S)
+        nodes.tell(broker, method, arguments, [str(item["node"])])
 
 
-def _left(broker: Broker, kind: Kind, queue: str, nodes: Sequence[str]) -> list[str]:
+def _left(broker: Broker, kind: Kind, queue: str, names: Sequence[str]) -> list[str]:
     """Wait until the nodes say that they do as told; return those that do not."""
     deadline = time.monotonic() + _WITHIN_S
     while True:
         now, _ = _consuming(broker)
-        left = [node for node in nodes if (queue in now.get(node, {})) is not (kind is Kind.RESUME) or node not in now]
+        left = [node for node in names if (queue in now.get(node, {})) is not (kind is Kind.RESUME) or node not in now]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(_PAUSE_S)
@@ -110,10 +101,9 @@ def _left(broker: Broker, kind: Kind, queue: str, nodes: Sequence[str]) -> list[
 def _consuming(broker: Broker) -> tuple[dict[str, dict[str, Any]], int]:
     """Return what each node consumes, and how many nodes heard the question and stay silent."""
     answers = pidbox.ask(broker, [pidbox.Call(method="active_queues")], timeout_s=_ANSWER_S)
-    said = {node: json.loads(raw) for node, raw in answers.replies["active_queues"].items()}
     queues = {
         node: {str(each.get("name")): each for each in some if isinstance(each, dict)}
-        for node, some in said.items()
-        if isinstance(some, list)
+        for node, raw in answers.replies["active_queues"].items()
+        if isinstance(some := nodes.answer(raw), list)
     }
     return queues, max(0, answers.receivers - len(queues))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,9 @@ def drop(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[Ou
     """
     outcomes = []
     meant: list[Action] = []
+    unfinished = _unfinished(primitive.broker, {_run_of(primitive.broker, action) for action in actions})
     for action in actions:
-        reason = _why_not(primitive.broker, action)
+        reason = _why_not(primitive.broker, action, unfinished)
         if reason:
             outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=reason))
         else:
@@ -63,17 +64,30 @@ def refuse_unfinished(broker: Broker, run_id: str) -> None:
     Raises:
         Refused: If some of its messages are aside, or in quarantine for a moment alone.
     """
-    if quarantine.set_aside(broker).get(run_id) or journal.read(broker, run_id).on_the_way:
-        hint = f"`ops resume {run_id}` finishes it, `ops undo {run_id}` puts it back."
-        raise Refused(f"Run {run_id} was cut off with messages on their way. Nothing was changed.", hint=hint)
+    for refused in _unfinished(broker, {run_id}).values():
+        raise refused
 
 
-def _why_not(broker: Broker, action: Action) -> str:
+def _unfinished(broker: Broker, run_ids: Iterable[str]) -> dict[str, Refused]:
+    """Return those runs that were cut off with messages on their way, by one look at the broker, with a refusal."""
+    aside = quarantine.set_aside(broker)
+    found: dict[str, Refused] = {}
+    for run_id in run_ids:
+        try:
+            if aside.get(run_id) or journal.read(broker, run_id).on_the_way:
+                hint = f"`ops resume {run_id}` finishes it, `ops undo {run_id}` puts it back."
+                found[run_id] = Refused(
+                    f"Run {run_id} was cut off with messages on their way. Nothing was changed.", hint=hint
+                )
+        except Refused as unreadable:
+            found[run_id] = unreadable
+    return found
+
+
+def _why_not(broker: Broker, action: Action, unfinished: Mapping[str, Refused]) -> str:
     """Return why a list is left alone; empty if it may go."""
     copy = action.copies[0]
-    try:
-        refuse_unfinished(broker, _run_of(broker, action))
-    except Refused as refused:
+    if refused := unfinished.get(_run_of(broker, action)):
         return f"{refused.message} {refused.hint}"
     length = broker.reads.llen(raw_name(copy.key))
     return f"It holds {length:,} messages; {copy.count:,} were planned." if length != copy.count else ""

@@ -116,6 +116,12 @@ def sieve(primitive: Primitive, key: str, taking: Taking) -> list[dict[str, Any]
     return taken
 
 
+def underway(count: int) -> str:
+    """Say how many messages an error left in quarantine that were to go on from there; nothing for none."""
+    them = f"{count:,} messages are on their" if count != 1 else "1 message is on its"
+    return f" {them} way in quarantine; `ops resume` finishes it." if count else ""
+
+
 def finish(primitive: Primitive, key: str) -> int:
     """Deal back what an interrupted run still has set aside of a list; return how many messages that were."""
     way = (aside(primitive.broker, primitive.run_id, key), "RIGHT", key, "LEFT")
@@ -163,19 +169,20 @@ def unrename(primitive: Primitive, key: str, quarantine: str) -> str:
     return letter
 
 
-def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, bool]:
+def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, str]:
     """
     Put back what one pass sieved out of a list.
 
-    Where the list still holds just what was dealt back into it, each message goes to its old place: the list is set
-    aside once more, and both are dealt together as they were dealt apart. Where it has moved on, they go to the end
-    that is served next, in their order.
+    Where the list still holds just what was dealt back into it, and the quarantine all that was taken, each message
+    goes to its old place: the list is set aside once more, and both are dealt together as they were dealt apart. Where
+    one of them has moved on, they go to the end that is served next, in their order: which of the places are those of
+    what is missing, nobody knows.
 
     Args:
         begun: Number of the batch that set the list aside.
 
     Returns:
-        How many were put back, and whether each is in its old place.
+        How many were put back, and where, as words.
     """
     finish(primitive, key)
     journal = journals.read(primitive.broker, primitive.run_id)
@@ -183,25 +190,33 @@ def unsieve(primitive: Primitive, key: str, begun: str) -> tuple[int, bool]:
     runs = [run for b in journal.of("deal", "sieve", **{"pass": begun}) for run in b.receipt["runs"]]
     back = primitive.broker.keys.work_back(primitive.run_id, key.removeprefix(primitive.broker.keys.prefix))
     merged = sum(_dealt(b) for b in journal.of("deal", "merge", returns=begun))
-    in_place, returned = True, _before(runs, key, merged)
+    returned, elsewhere = _before(runs, key, merged), ""
+    kept_in = list(dict.fromkeys(str(to) for _, _, to, _, _ in runs if to != key))
     if not merged and not primitive.broker.writes.exists(raw_name(back)):
         kept = sum(count for _, _, to, _, count in runs if to == key)
         after = sum(_dealt(b) for b in journal.of("deal", "finish", list=key) if b.order > _order(begun))
-        moved_on = primitive.broker.writes.llen(raw_name(key)) != kept + after
-        in_place = not moved_on and not journal.of("deal", "next", returns=begun)
-        if in_place and kept + after:
+        taken = sum(count for _, _, to, _, count in runs if to != key)
+        before = journal.of("deal", "next", returns=begun)  # by an undo that was interrupted
+        missing = taken - sum(primitive.broker.writes.llen(raw_name(each)) for each in kept_in)
+        missing -= sum(_dealt(b) for b in before)
+        if before or missing < 0 or primitive.broker.writes.llen(raw_name(key)) != kept + after:
+            elsewhere = "the queue has moved on"
+        elif missing:
+            are = "are" if missing != 1 else "is"
+            elsewhere = f"{missing:,} of them {are} gone, and the places of the others are not known"
+        elif kept + after:
             _rename(primitive, [(key, back, None)], role="merge", items=[{"s": key}], list=key)
-    if in_place:
+    if not elsewhere:
         for some in _windows(_rest(runs, merged), lambda to: _most(primitive, to if to != key else back)):
             way = [(to if to != key else back, "RIGHT", key, "LEFT", count) for _, _, to, _, count in some]
             counts = deal(primitive, way, role="merge", items=[], **told)
             returned += sum(n for n, run in zip(counts, some, strict=True) if run[2] != key)
         pour(primitive, (back, "RIGHT", key, "LEFT"), role="merge-rest", **told)
     else:
-        for each in {to for _, _, to, _, _ in runs if to != key}:
+        for each in kept_in:
             returned += pour(primitive, (each, "LEFT", key, "RIGHT"), role="next", **told)
     _note_undone(primitive, key, undoes_pass=begun)
-    return returned, in_place
+    return returned, f"next to be served, for {elsewhere}" if elsewhere else "where they were"
 
 
 def _before(runs: Sequence[Sequence[Any]], key: str, merged: int) -> int:

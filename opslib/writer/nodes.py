@@ -34,25 +34,25 @@ def tell(
 ) -> tuple[dict[str, str], list[str]]:
     """Give an order to these nodes; return what those say that refuse it, and the names of those that say nothing."""
     call = pidbox.Call(method=method, arguments=arguments, destination=tuple(names))
-    said = pidbox.order(broker, call, timeout_s=_ANSWER_S)
+    said = _said(broker, call)
     refused = {
-        name: redact.plain(answer["error"])[:_QUOTED]
-        for name, answer in said.items()
-        if isinstance(answer, dict) and "error" in answer
+        name: redact.plain(each["error"])[:_QUOTED]
+        for name, each in said.items()
+        if isinstance(each, dict) and "error" in each
     }
     return refused, [name for name in names if name not in said]
 
 
-def write_down(primitive: Primitive, kind: Kind, items: Sequence[Mapping[str, Any]]) -> str:
+def write_down(primitive: Primitive, kind: Kind, items: Sequence[Mapping[str, Any]], op: str = "node") -> str:
     """Put orders into the journal before they are given; return the batch's number there."""
-    answer = primitive.call(
+    done = primitive.call(
         "note",
         primitive.keys(),
         ["A" * len(items)],
-        receipt={"op": "node", "role": str(kind), "items": list(items)},
+        receipt={"op": op, "role": str(kind), "items": list(items)},
         about={str(kind): [[item["s"], item["node"]] for item in items]},
     )
-    return answer.number
+    return done.number
 
 
 def strike_out(primitive: Primitive, kind: Kind, orders: Sequence[tuple[Mapping[str, Any], At]]) -> None:
@@ -82,7 +82,7 @@ def revoke(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
     call = pidbox.Call(method="revoke", arguments={"task_id": ids, "terminate": False})
     answers = pidbox.ask(broker, [call], timeout_s=_ANSWER_S)
     silent = max(0, answers.receivers - len(answers.nodes))
-    remembering = pidbox.order(broker, pidbox.Call(method="revoked"), timeout_s=_ANSWER_S)
+    remembering = _said(broker, pidbox.Call(method="revoked"))
     return [_revoked(action, sorted(answers.nodes), remembering, silent) for action in actions]
 
 
@@ -113,10 +113,21 @@ def _revoked(action: Action, told: Sequence[str], remembering: Mapping[str, Any]
     return Outcome(action=action, status=Status.APPLIED, reason=reason)
 
 
+def _said(broker: Broker, call: pidbox.Call) -> dict[str, Any]:
+    """Ask the nodes something and return what each says; one that is absent said nothing in time."""
+    answers = pidbox.ask(broker, [call], timeout_s=_ANSWER_S)
+    return {name: answer(raw) for name, raw in answers.replies[call.method].items()}
+
+
+def answer(raw: bytes) -> object:
+    """Return what a node says; None if nobody can read it: what others were told has its account all the same."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
 def decoded(raw: bytes) -> dict[str, Any]:
     """Return an answer that should be an object; an empty one if it is none."""
-    try:
-        value = json.loads(raw)
-    except ValueError:
-        return {}
+    value = answer(raw)
     return value if isinstance(value, dict) else {}

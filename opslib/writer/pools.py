@@ -16,8 +16,6 @@ from opslib.writer.primitive import Primitive
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
-#: Pools that can change their size; the others answer with an error of Python's.
-RESIZABLE = frozenset({"prefork", "gevent", "eventlet"})
 #: So many at once; each is a process that needs memory.
 MOST = 100
 _ANSWER_S = 2.0
@@ -90,7 +88,7 @@ def put_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch])
 def _why_not(kind: Kind, node: NodeInfo, by: int) -> str:
     if not 1 <= by <= MOST:
         return f"It says no number from 1 to {MOST}."
-    if node.pool not in RESIZABLE:
+    if not node.can_resize:
         pool = node.pool or "unknown"
         return f"Its pool ({pool}) cannot change its size while it runs; restart it with another --concurrency."
     if kind is Kind.SHRINK and node.concurrency - by < 1:

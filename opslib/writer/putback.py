@@ -142,6 +142,9 @@ def _moved_back(action: Action, letters: Sequence[str], mover: Mover) -> Outcome
         return Outcome(action=action, status=Status.APPLIED, reason="Taken back; it is kept in quarantine.")
     where = "where it was" if MOVED_NEXT not in letters else "next to be served, for the queue has moved on"
     gone = f" {len(letters) - back} of {len(letters)} were taken meanwhile." if back < len(letters) else ""
+    if mover.primitive.broker.keys.quarantined(action.destination):
+        reason = f"Back in quarantine, on the way to {'its place' if back == 1 else 'their places'}.{gone}"
+        return Outcome(action=action, status=Status.APPLIED, reason=reason)
     return Outcome(action=action, status=Status.APPLIED, reason=f"Back in {action.destination}, {where}.{gone}")
 
 
@@ -239,11 +242,11 @@ def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) ->
         count = lists.finish(primitive, copy.queue) or copy.count
         return Outcome(action=action, status=Status.APPLIED, reason=f"{count:,} messages are back, in their order.")
     if copy.place == "pass":
-        count, in_place = lists.unsieve(primitive, copy.queue, copy.key)
+        count, where = lists.unsieve(primitive, copy.queue, copy.key)
         if not count:
             return Outcome(action=action, status=Status.SKIPPED, reason=_NOT_THERE)
-        where = "where they were" if in_place else "next to be served, for the queue has moved on"
-        return Outcome(action=action, status=Status.APPLIED, reason=f"{count:,} messages are back, {where}.")
+        words = "messages are" if count != 1 else "message is"
+        return Outcome(action=action, status=Status.APPLIED, reason=f"{count:,} {words} back, {where}.")
     batch, n = batches[copy.key], int(copy.delivery_tag)
     item, op, at = batch.items[n], batch.receipt["op"], (copy.key, int(copy.delivery_tag))
     if op == "rename":

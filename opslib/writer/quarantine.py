@@ -17,7 +17,7 @@ from opslib.plan import Action, Copy, Kind, Outcome, Status
 from opslib.rewrite import rerouted, restored
 from opslib.writer import journal as journals
 from opslib.writer import lists, selected
-from opslib.writer.moves import CHANGED, GONE, MOVED, MOVED_NEXT, TAKEN, UNDONE, Move, Mover, Place
+from opslib.writer.moves import BATCH_STEPS, CHANGED, GONE, MOVED, MOVED_NEXT, TAKEN, UNDONE, Move, Mover, Place
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -27,6 +27,9 @@ _WHY_NOT = {
     CHANGED: "It is not as it was planned: delivered again meanwhile.",
     TAKEN: "Something else is in its place by now.",
 }
+_TOO_DEEP = "Its place is too deep in the queue by now"
+#: For what was on its way through quarantine, and has no place to go on to.
+_KEPT = "K"
 
 
 #: A move, and whether its message lies too deep in a list to be searched for by its bytes.
@@ -94,7 +97,9 @@ class Handler:
         near = {n: move for n, (move, deep) in enumerate(found) if not deep}
         far: defaultdict[str, defaultdict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
         for n, (move, deep) in enumerate(found):
-            if deep:
+            if deep and self._is_too_deep(move.destination):
+                letters[n] = CHANGED  # before all of the list is set aside for it
+            elif deep:
                 # What is only on its way through quarantine is not done yet, should the run be interrupted there.
                 role = "a" if self._broker.keys.quarantined(move.destination.key) else "for"
                 account = {role: move.action, "s": move.subject, "t": move.task, "n": n}
@@ -106,8 +111,17 @@ class Handler:
                 letters[n] = MOVED
                 if not self._broker.keys.quarantined(move.destination.key):
                     near[n] = replace(move, source=Place(key=str(item["to"])))
-        letters.update(zip(near, self._mover.move(list(near.values())), strict=True))
+        for (n, move), letter in zip(near.items(), self._mover.move(list(near.values())), strict=True):
+            letters[n] = _KEPT if letter == CHANGED and move.source != found[n][0].source else letter
         return [letters[n] for n in range(len(found))]
+
+    def _is_too_deep(self, place: Place) -> bool:
+        """Whether too many would step aside for a message that is to go to a place of the list that it is in."""
+        served = place.served.removesuffix("/")
+        if not served.isdigit():
+            return False
+        length = self._broker.writes.llen(raw_name(place.key))
+        return int(served) > BATCH_STEPS and length - min(int(served), length - 1) > BATCH_STEPS
 
     def _outcome(self, action: Action, moves: Sequence[Move], letters: Sequence[str]) -> Outcome:
         moved = [letter for letter in letters if letter in {MOVED, MOVED_NEXT}]
@@ -115,8 +129,13 @@ class Handler:
             return Outcome(action=action, status=Status.SKIPPED, reason="It names no message.")
         if UNDONE in letters:
             return Outcome(action=action, status=Status.FAILED, reason=self._mover.halted)
+        if _KEPT in letters:
+            reason = f"{_TOO_DEEP}. It is kept in quarantine; `ops undo {self._run_id}` puts it back."
+            return Outcome(action=action, status=Status.FAILED, reason=reason)
         if not moved:
-            return Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT[letters[0]])
+            too_deep = action.kind is Kind.REORDER and letters[0] == CHANGED
+            reason = f"{_TOO_DEEP}; plan it again." if too_deep else _WHY_NOT[letters[0]]
+            return Outcome(action=action, status=Status.SKIPPED, reason=reason)
         missing = f" {len(letters) - len(moved)} were gone." if len(moved) < len(letters) else ""
         done = {
             Kind.RESTORE: f"Back in {action.destination}.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from opslib import pidbox
+from opslib import durations, pidbox
 from opslib.collectors import unacked
 from opslib.durations import pace, spell
 from opslib.facts import HeldTask, NodeInfo
@@ -32,7 +32,8 @@ _MOST_UNACKED = 50_000
 _SOON_S = 60.0
 #: Longer than it should take at most, it is waited for.
 _MARGIN_S = 5.0
-_NONE = frozenset({"", "0", "none"})
+#: A node says in whole seconds how long it runs, and its clock is not the server's.
+_CLOCKS_S = 5.0
 
 
 def limit(primitive: Primitive, action: Action) -> Outcome:
@@ -44,7 +45,7 @@ def limit(primitive: Primitive, action: Action) -> Outcome:
     ordered.
     """
     broker, task = primitive.broker, action.subject
-    rate = "" if action.destination in _NONE else action.destination
+    rate = _wanted(action.destination)
     there, held, silent = nodes.look(broker)
     had = {
         name: found
@@ -56,7 +57,7 @@ def limit(primitive: Primitive, action: Action) -> Outcome:
     left = [*(f"{name} (worker_disable_rate_limits)" for name in sorted(deaf)), *filter(None, [nodes.unseen(silent)])]
     if not concerned:
         return Outcome(action=action, status=Status.SKIPPED, reason=_nobody(task, rate, had, left))
-    back = _held_back(broker, task, {name: had[name] for name in concerned}, held, silent)
+    back = _held_back(broker, task, {there[name]: had[name] for name in concerned}, held, silent)
     if back.trap:
         return Outcome(action=action, status=Status.SKIPPED, reason=back.trap)
     items = [{"a": action.id, "s": task, "node": name, "had": had[name], "rate": rate} for name in concerned]
@@ -84,7 +85,7 @@ def put_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch])
     if not back:
         reason = "It has another limit by now: its node was restarted, or somebody changed it again." * bool(as_before)
         return Outcome(action=action, status=Status.SKIPPED, reason=f"{reason}{gone}".strip())
-    rates = {str(item["node"]): str(item["rate"]) for item in back.values()}
+    rates = {there[str(item["node"])]: str(item["rate"]) for item in back.values()}
     kept = _held_back(broker, task, rates, held, silent)
     if kept.trap:
         return Outcome(action=action, status=Status.SKIPPED, reason=kept.trap)
@@ -107,6 +108,14 @@ def put_back(primitive: Primitive, action: Action, batches: Mapping[str, Batch])
 def _limit_of(node: NodeInfo, task: str) -> str | None:
     """Return the limit that a node has for a task, empty for none; None if it cannot run it."""
     return next((each.rate_limit for each in node.tasks if each.name == task), None)
+
+
+def _wanted(destination: str) -> str:
+    """Return the limit that an action asks for, empty for none; what is no rate is left to the nodes to refuse."""
+    try:
+        return durations.rate(destination)
+    except ValueError:
+        return destination
 
 
 def _same(one: str, other: str) -> bool:
@@ -151,43 +160,70 @@ class _HeldBack:
         tags: Delivery tags of its messages.
 
         takes_s: Until all of it has begun, at most.
+
+        since: Epoch seconds before which nothing was delivered that can be among it.
     """
 
     trap: str = ""
     note: str = ""
     tags: frozenset[str] = frozenset()
     takes_s: float = 0.0
+    since: float = 0.0
 
 
-def _held_back(broker: Broker, task: str, had: Mapping[str, str], held: Sequence[HeldTask], silent: int) -> _HeldBack:
+def _held_back(
+    broker: Broker, task: str, had: Mapping[NodeInfo, str], held: Sequence[HeldTask], silent: int
+) -> _HeldBack:
     """
     Return what was received under the old limits of nodes, and whether a change of them would be a trap.
 
     Such messages are unacknowledged, and in no answer. Without an old limit there is no bucket. What a node keeps until
-    its time comes has the limit under which it was received, whichever that was, and is only worth a word.
+    its time comes has the limit under which it was received, whichever that was, and is only worth a word. What was
+    delivered before any of these nodes started is with none of them.
     """
-    later = {each.task_id for each in held if each.place == "scheduled" and each.task == task and each.node in had}
+    names = {node.name for node in had}
+    later = {each.task_id for each in held if each.place == "scheduled" and each.task == task and each.node in names}
     note = f" {_tasks(len(later))} with a time of their own keep the limit under which they were received." * bool(
         later
     )
-    paces = [(_per_s(old), old) for old in had.values() if old]
-    if not paces:
+    limited = {node: old for node, old in had.items() if old}
+    if not limited:
         return _HeldBack(note=note)
-    slowest, old = min(paces)
-    tags, whole = _in_no_answer(broker, task, held)
+    old = min(limited.values(), key=_per_s)
+    since = _since(broker, list(limited))
+    tags, before, whole = _in_no_answer(broker, task, held, since)
     if not whole:
         return _HeldBack(trap=f"Not all of what is unacknowledged could be read: what {old} holds back is not known.")
+    if before:
+        are, them = ("was", "it") if len(before) == 1 else ("were", "them")
+        note += (
+            f" {_tasks(len(before))} {are} delivered before any of these nodes started, and no node reports {them}: "
+            f"{'it' if len(before) == 1 else 'they'} may be orphaned (`ops run stuck-tasks`).{_or_silent(silent)}"
+        )
     if not tags:
         return _HeldBack(note=note)
-    takes_s = len(tags) / slowest if slowest else inf
+    takes_s = max(_takes_s(node, rate, len(tags)) for node, rate in limited.items())
     some = f"{_tasks(len(tags))} received under {old} {'goes' if len(tags) == 1 else 'go'} on at that pace"
     if takes_s <= _SOON_S:
-        return _HeldBack(note=f" {some}, for up to {spell(takes_s)}.{note}", tags=tags, takes_s=takes_s)
+        return _HeldBack(note=f" {some}, for up to {spell(takes_s)}.{note}", tags=tags, takes_s=takes_s, since=since)
     return _HeldBack(
         trap=f"{some} for up to {spell(takes_s)}, whatever is ordered now: the node keeps what it holds back apart, in "
         "no answer, and takes less from its queues until then. Pause the queue and restart its nodes warmly (SIGTERM), "
-        f"which gives the messages back; then set the limit.{_or_silent(silent)}"
+        f"which gives the messages back; then set the limit.{note if before else _or_silent(silent)}"
     )
+
+
+def _since(broker: Broker, limited: Sequence[NodeInfo]) -> float:
+    """Return when the first of some nodes started, by the server's clock; 0 where one does not say."""
+    if not all(node.uptime_s for node in limited):
+        return 0.0
+    return broker.server_time().timestamp() - max(node.uptime_s for node in limited) - _CLOCKS_S
+
+
+def _takes_s(node: NodeInfo, rate: str, count: int) -> float:
+    """Return how long a node needs at most for what it holds back: no more than it may have unacknowledged."""
+    per_s = _per_s(rate)
+    return (min(count, node.prefetch) if node.prefetch else count) / per_s if per_s else inf
 
 
 def _begun(broker: Broker, task: str, back: _HeldBack) -> str:
@@ -201,7 +237,7 @@ def _begun(broker: Broker, task: str, back: _HeldBack) -> str:
     while left and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN_S)
         _, held, _ = nodes.look(broker)
-        left &= _unreported(broker, task, held)[0]
+        left &= _unreported(broker, task, held, back.since)[0]
     if left:
         return f" {_tasks(len(left))} of them have not begun yet: these are no orphans, and must not be restored."
     return " All of them have begun by now." if back.tags else ""
@@ -224,26 +260,32 @@ def _per_s(rate: str) -> float:
         return 0.0
 
 
-def _in_no_answer(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[frozenset[str], bool]:
+def _in_no_answer(
+    broker: Broker, task: str, held: Sequence[HeldTask], since: float
+) -> tuple[frozenset[str], frozenset[str], bool]:
     """
     Return the tags of a task's messages that are delivered and no node reports, and whether all of them could be read.
 
-    Seen twice, so that one which is just being delivered does not count.
+    Those that were delivered from an instant on come first, then those from before it. Seen twice, so that one which is
+    just being delivered does not count.
     """
-    first, whole = _unreported(broker, task, held)
-    if not first or not whole:
-        return frozenset(), whole
+    first, old, whole = _unreported(broker, task, held, since)
+    if not (first or old) or not whole:
+        return frozenset(), frozenset(), whole
     time.sleep(_LOOK_AGAIN_S)
     _, again, _ = nodes.look(broker)
-    second, whole = _unreported(broker, task, again)
-    return first & second, whole
+    second, older, whole = _unreported(broker, task, again, since)
+    return first & second, old & older, whole
 
 
-def _unreported(broker: Broker, task: str, held: Sequence[HeldTask]) -> tuple[frozenset[str], bool]:
+def _unreported(
+    broker: Broker, task: str, held: Sequence[HeldTask], since: float
+) -> tuple[frozenset[str], frozenset[str], bool]:
     rows, _, coverage = unacked.read(broker, {}, max_messages=_MOST_UNACKED)
     reported = {each.task_id for each in held}
-    tags = frozenset(row.delivery_tag for row in rows if row.task == task and row.task_id not in reported)
-    return tags, not coverage.silent
+    mute = [row for row in rows if row.task == task and row.task_id not in reported]
+    before = frozenset(row.delivery_tag for row in mute if row.delivered_at is not None and row.delivered_at < since)
+    return frozenset(row.delivery_tag for row in mute) - before, before, not coverage.silent
 
 
 def _ordered(broker: Broker, task: str, rate: str, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:

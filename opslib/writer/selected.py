@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from opslib.writer.primitive import Primitive
 
 
+#: What an error says of its batch alone would be taken for the action.
+_OF_THE_BATCH = re.compile(r"; nothing of (?:this|it) was changed")
+#: So often a list is looked at from its end, where workers took of what had been looked at already.
+_LOOKS = 10
+
+
 @dataclass(kw_only=True)
 class _Account:
     """
@@ -32,12 +39,15 @@ class _Account:
     Attributes:
         unwritable: Those that stay where they are, for they cannot be written as they would have to be.
 
+        on_the_way: Those that are in quarantine, and go on from there.
+
         halted: Why it was not gone on with; empty if it was.
     """
 
     moved: int = 0
     gone: int = 0
     unwritable: int = 0
+    on_the_way: int = 0
     halted: str = ""
 
     @property
@@ -70,7 +80,8 @@ def _outcome(action: Action, account: _Account, before: int) -> Outcome:
     left = account.unwritable
     odd = f" {left:,} cannot be written again, and stay{'s' * (left == 1)} behind." if left else ""
     if account.halted:
-        reason = f"Of the messages, {account.moved:,} were moved. {account.halted}"
+        why = _OF_THE_BATCH.sub("", account.halted)
+        reason = f"Of the messages, {account.moved:,} were moved. {why}{lists.underway(account.on_the_way)}"
         return Outcome(action=action, status=Status.FAILED, reason=reason)
     earlier = f" {before:,} had been taken before the run was interrupted." if before else ""
     if not account.moved:
@@ -94,6 +105,7 @@ class _Selected:
         self.account = _Account()
         self.ends_next = action.kind is Kind.REORDER
         self._past = _past(self._primitive, action)
+        self.account.on_the_way = self._past.on_the_way
         self._halfway = 0  # of those that were met, so many had been taken before
 
     @property
@@ -153,7 +165,10 @@ class _Selected:
 
         def taking(raw: bytes) -> Mapping[str, Any] | None:
             nonlocal left
-            if left <= 0 or not means(raw) or self._moving(copy.key, raw, copy) is None:
+            if left <= 0 or not means(raw):
+                return None
+            if self._moving(copy.key, raw, copy) is None:
+                self.account.unwritable += 1
                 return None
             left -= 1
             return account
@@ -162,6 +177,7 @@ class _Selected:
         if stays:
             self.account.moved += len(taken)
         else:
+            self.account.on_the_way += len(taken)
             for key in dict.fromkeys(str(item["to"]) for item in taken):
                 self._pour(key, copy)
 
@@ -169,18 +185,32 @@ class _Selected:
         """
         Move what a list holds, window by window from the end that the rest of them follows.
 
+        What stays is passed over. Once workers took some of that, as many behind it would be passed over as well, so
+        that it is looked at from the end again.
+
         Args:
             most: So many at most; None for all.
         """
-        began, passed = self.account.met, 0
+        began, looks, passed = self.account.met, 1, 0
+        stays: set[str] = set()
+        known: frozenset[str] = frozenset()  # counted already
+        last = b""
         while not self.account.halted:
             wanted = BATCH_MOVES if most is None else min(BATCH_MOVES, most - (self.account.met - began))
             window = self._window(source, wanted, passed) if wanted > 0 else []
+            if passed and looks < _LOOKS and not self.ends_next and self._is_shorter(source, passed, last):
+                looks, known, passed = looks + 1, frozenset(stays), 0
+                continue
             if not window:
                 return
-            stayed = self.account.unwritable
-            self._move([(source, raw) for raw in window], copy)
-            passed += self.account.unwritable - stayed
+            found = [raw for raw in window if not known or digest(raw) not in known]
+            stays.update(map(digest, self._move([(source, raw) for raw in found], copy)))
+            rest = [raw for raw in window if stays and digest(raw) in stays]
+            passed, last = passed + len(rest), rest[-1] if rest else last
+
+    def _is_shorter(self, source: str, passed: int, last: bytes) -> bool:
+        """Whether workers took some of those that were passed over, by where the last of them is."""
+        return self._broker.writes.lindex(raw_name(source), -passed) != last
 
     def _window(self, source: str, most: int, passed: int) -> list[bytes]:
         """Return messages of a list in the order of their service; of what shall be served next, the last of them."""
@@ -189,29 +219,33 @@ class _Selected:
             return cast("list[bytes]", window)[::-1]
         return lists.served_end(self._primitive, source, most, passed)
 
-    def _move(self, found: Sequence[tuple[str, bytes]], copy: Copy) -> None:
-        """Move messages that are given in the order of their service; what cannot be written again stays."""
+    def _move(self, found: Sequence[tuple[str, bytes]], copy: Copy) -> list[bytes]:
+        """Move messages that are given in the order of their service; return what stays, for it cannot be rewritten."""
         from redis.exceptions import RedisError
 
         given = [self._moving(source, raw, copy) for source, raw in found]
         moves = [move for move in given if move is not None]
-        self.account.unwritable += len(given) - len(moves)
+        stays = [raw for (_, raw), move in zip(found, given, strict=True) if move is None]
+        self.account.unwritable += len(stays)
         if self.ends_next:
             moves.reverse()
         try:
             letters = self._mover.move(moves)
         except (OpsError, RedisError) as error:
-            if not self.account.moved:
+            if not self.account.moved and not self.account.on_the_way:
                 raise
             self.account.halted = refusals.of(error, self._broker.target.shown_broker).message
-            return
+            return stays
         for move, letter in zip(moves, letters, strict=True):
+            if letter != UNDONE and self._broker.keys.quarantined(move.source.key):
+                self.account.on_the_way -= 1
             if letter in {MOVED, MOVED_NEXT}:
                 self.account.moved += 1
                 if self.ends_next:
                     self._past.arrived[digest(move.arrives)] += 1
         self.account.gone += sum(letter not in {MOVED, MOVED_NEXT, UNDONE} for letter in letters)
         self.account.halted = self._mover.halted
+        return stays
 
     def _moving(self, source: str, raw: bytes, copy: Copy) -> Move | None:
         """Return the move of one message; None if it cannot be written as it has to be."""
@@ -282,8 +316,17 @@ class _Selected:
     def _near(self, key: str) -> list[bytes]:
         """Return what of a long list is near enough to its served end to be found by its bytes, in that order."""
         found: list[bytes] = []
-        while len(found) < lists.SEARCHABLE // 2 and (window := lists.served_end(self._primitive, key, 0, len(found))):
-            found += window
+        for _ in range(_LOOKS):
+            found = []
+            while len(found) < lists.SEARCHABLE // 2:
+                window = lists.served_end(self._primitive, key, 0, len(found))
+                if found and self._is_shorter(key, len(found), found[-1]):
+                    break  # as many behind them were passed over: look again from the end
+                if not window:
+                    return found
+                found += window
+            else:
+                break
         return found[: lists.SEARCHABLE // 2]
 
 
@@ -298,11 +341,14 @@ class _Past:
         halfway: By list, the quarantines of messages that were to go on from there, in the order in which they were
             taken.
 
+        on_the_way: How many are in those quarantines.
+
         arrived: Sha256 of what was put next, by it or by this run.
     """
 
     taken: Counter[str] = field(default_factory=Counter)
     halfway: defaultdict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
+    on_the_way: int = 0
     arrived: Counter[str] = field(default_factory=Counter)
 
 
@@ -321,8 +367,11 @@ def _past(primitive: Primitive, action: Action) -> _Past:
                 past.taken[key] += 1
                 if "for" in item:
                     past.halfway[key].setdefault(str(item["to"]))
+                    past.on_the_way += 1
             elif op == "move":
-                past.taken[str(item["from"][0])] += not primitive.broker.keys.quarantined(item["from"][0])
+                was_kept = primitive.broker.keys.quarantined(item["from"][0]) is not None
+                past.taken[str(item["from"][0])] += not was_kept
+                past.on_the_way -= was_kept
                 if action.kind is Kind.REORDER:
                     past.arrived[str(item["sha"])] += 1
     return past

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from opslib.envelope import Head, digest, head
 from opslib.plan import Action, Outcome, Status
-from opslib.writer.moves import BATCH_MOVES
+from opslib.writer.moves import BATCH_BYTES, BATCH_MOVES
 from opslib.writer.primitive import Primitive
 
 
 def send(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
     """Publish messages as Celery does it by the default exchange: behind all that waits in their list."""
     outcomes: list[Outcome] = []
-    for start in range(0, len(actions), BATCH_MOVES):
-        some = [(action, action.message.encode()) for action in actions[start : start + BATCH_MOVES]]
+    for some in _batches(actions):
         keys = primitive.keys()
         values: list[bytes | str | float] = []
         items = []
@@ -39,3 +38,18 @@ def send(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
                 if action.id in sent
             ]
     return outcomes
+
+
+def _batches(actions: Sequence[Action]) -> Iterator[list[tuple[Action, bytes]]]:
+    """Cut by number and by bytes; a message that is larger than a batch is one by itself."""
+    batch: list[tuple[Action, bytes]] = []
+    weight = 0
+    for action in actions:
+        raw = action.message.encode()
+        if batch and (weight + len(raw) > BATCH_BYTES or len(batch) >= BATCH_MOVES):
+            yield batch
+            batch, weight = [], 0
+        batch.append((action, raw))
+        weight += len(raw)
+    if batch:
+        yield batch

@@ -79,7 +79,7 @@ class TestPurge:
         assert after == before
         again = call("undo", run_id, "--apply", "--yes")
         assert (again.code, again.out) == (Exit.DONE, "")
-        assert "put back already" in again.err
+        assert "left to put back" in again.err
 
     def test_whoever_types_something_else_changes_nothing(self, shop, place):
         """The phrase has target, verb and count."""

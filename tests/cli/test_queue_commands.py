@@ -144,6 +144,36 @@ class TestPeek:
         system.redis.delete(KEYS.bindings("idle"))
 
 
+class TestDeclaredDead:
+    """A queue that is named like dead letters, and is one because a route says so."""
+
+    @pytest.fixture
+    def dead(self, system):
+        """Return a server with one task in such a queue, and one in an ordinary one."""
+        bind(system.redis, "orders.dead", "orders.dead")
+        seed_waiting(system.redis, task_id="x", queue="orders.dead")
+        seed_waiting(system.redis, task_id="y", queue="others")
+        yield system.redis
+        system.redis.delete(KEYS.bindings("orders.dead"))
+
+    def test_it_is_looked_into_and_emptied_as_any_other(self, dead):
+        """It is listed, so it can be named."""
+        assert "orders.dead" in call("queues", "-o", "ids").out.split()
+        assert call("queue", "peek", "orders.dead", "-o", "ids").out.split() == ["x"]
+
+        applied("move", "others", "orders.dead")
+        applied("purge", "orders.dead")
+
+        assert not dead.exists("orders.dead", "others")
+
+    def test_a_task_in_it_does_not_stand_in_the_way_of_others(self, dead):
+        """Both are stopped."""
+        done = call("task", "stop", "x", "y", "--apply", "--yes")
+
+        assert done.code == Exit.DONE, done
+        assert not dead.exists("orders.dead", "others")
+
+
 def ids_of_readable(redis: Redis) -> list[str]:
     """Return the ids of the strays that can be decoded."""
     raws = [raw for step in STEPS for raw in redis.lrange(KEYS.queue("strays", step), 0, -1)[::-1]]
@@ -219,6 +249,29 @@ class TestPurge:
         applied("purge", "--all")
         assert not strays.exists("strays", "others")
         assert sum(strays.llen(key) for key in strays.scan_iter(match="*opslib:run:*:q*")) == 11
+
+    @pytest.mark.parametrize("words", [["--apply", "--yes"], []])
+    def test_every_queue_is_not_every_one_while_a_node_is_silent(self, strays, system, nodes, place, words):
+        """What it saw is done or shown; that there may be more is said, and is the exit code."""
+        assert place
+        fork, _ = nodes
+        with fork.frozen():
+            done = call("queue", "purge", "--all", "--task", "shop.*", *words)
+        system.wait_for(fork)
+
+        assert done.code == Exit.CANNOT_SEE, done
+        assert "Not the whole view: workers" in done.err
+        assert len(ids_of(strays, "strays", "shop.order")) == (0 if words else 3)
+
+    def test_a_limit_is_one_for_each_queue(self, strays):
+        """As its help says."""
+        for _ in range(2):
+            seed_waiting(strays, queue="others")
+
+        applied("purge", "--all", "--limit", "1")
+
+        assert (len(ids_of(strays, "strays")), len(ids_of(strays, "others"))) == (8, 1)
+        assert "of each queue" in " ".join(call("queue", "purge", "--help").out.replace("│", "").split())
 
     @pytest.mark.parametrize("glob", ["[red]x[/red]", "{0}", "shop.{order", "<b>*</b>", "$(rm)"])
     def test_a_filter_is_no_markup(self, strays, glob):
@@ -390,7 +443,7 @@ class TestPauseAndResume:
         assert sorted(waiting_ids(system.redis, "shared")) == sorted(waits)
         assert not any(system.ran(each) for each in waits)
 
-        applied("resume", "shared")
+        applied("resume", "shared", *[word for node in nodes for word in ("--node", node.name)])
 
         system.until_done(*waits)
         assert {system.ran(each) for each in waits} == {1}

@@ -270,7 +270,7 @@ class TestOnce:
         assert "Taken back; it is kept in quarantine." in done.out
         assert not system.redis.exists("strays")
         assert quarantined(system.redis) == {"strays": [raw]}
-        assert "put back already" in call("undo", run.run_id, "--apply", "--yes").err
+        assert "left to put back" in call("undo", run.run_id, "--apply", "--yes").err
 
     def test_what_a_worker_has_taken_is_not_said_to_be_back(self, system, place):
         """It ran."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import time
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from opslib.collectors import events
 from opslib.facts import TaskEvents
 from tests.support import servers
+from tests.support.impostor import listening, reply
 
 
 def message(body, *, encoding="base64", **fields):
@@ -203,3 +205,23 @@ def test_coverage_says_what_silence_means():
     assert "No task began" in events.coverage(events.Heard(), [], 0, []).note
     assert "could not be read: 1" in events.coverage(heard(b"?"), [], 0, []).note
     assert not any(events.coverage(events.Heard(), names, 0, ["odd"]).silent for names in ([], ["w"]))
+
+
+def test_nodes_are_told_to_stop_though_the_first_order_was_interrupted(broker, server):
+    """Ctrl-C waits for the answers: whoever began to send events because of us, ends it because of us."""
+
+    def answer(question):
+        if question["method"] == "enable_events":
+            signal.raise_signal(signal.SIGINT)  # a signal of the process: its main thread is in the middle of the order
+            return [reply(question, "w1@lab", {"ok": "task events enabled"})]
+        return [reply(question, "w1@lab", {"ok": "task events disabled"})]
+
+    with (
+        listening(server, answer) as questions,
+        pytest.raises(KeyboardInterrupt),
+        events.told(broker, timeout_s=2.0),
+    ):
+        pytest.fail("a run that was interrupted went on")
+
+    orders = [(question["method"], question.get("destination")) for question in questions]
+    assert orders == [("enable_events", None), ("disable_events", ["w1@lab"])]

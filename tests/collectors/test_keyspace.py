@@ -49,6 +49,15 @@ def test_a_list_of_celerys_or_our_own_is_no_queue(broker, redis, key):
     assert keyspace.read(broker, max_keys=1000)[0].lists == []
 
 
+def test_a_list_that_is_named_like_dead_letters_is_told_apart(broker, redis):
+    """Its name is a guess, so it is kept by itself: a route or a node may yet declare it."""
+    redis.lpush("mail.dead", "x")
+
+    found, _ = keyspace.read(broker, max_keys=1000)
+
+    assert (found.dead, found.lists) == (["mail.dead"], [])
+
+
 @pytest.mark.parametrize(("max_keys", "partial"), [(250, True), (600, True), (5000, False)])
 def test_a_pass_stops_at_its_limit_and_says_so(broker, redis, max_keys, partial):
     """What was not visited is counted, so that nobody takes a part for the whole."""

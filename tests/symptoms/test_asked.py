@@ -71,7 +71,7 @@ def test_a_limit_counts_on_each_node_and_what_they_have_keeps_the_old_one():
     assert "received under 1/h goes on at that pace" in action.effect
 
 
-@pytest.mark.parametrize("rate", ["", "0", "0/m", "none"])
+@pytest.mark.parametrize("rate", ["0", "0/m", "none"])
 def test_no_limit_is_no_limit_however_it_is_spelled(rate):
     """And the first one has no old one."""
     (action,) = asked.limited("shop.pay", rate, [rows.node(tasks=(TaskInfo(name="shop.pay"),))])

@@ -153,12 +153,21 @@ def test_a_hint_goes_by_the_slots_of_the_nodes_that_consume_it(running, said):
     assert said in finding.hint
 
 
-def test_a_grown_pool_has_the_slots_that_it_has():
-    """Its limit in the statistics stays what it was (facts §4.6)."""
-    grown = node(tasks=HAS, concurrency=2, processes=(1, 2, 3, 4))
-    (finding,) = found(seen(of(50), nodes=(grown,), held=(held("a"), held("b"))), "queue-backlog")
+def test_a_hint_offers_only_plain_names_for_pasting():
+    """Names of queues and tasks come from elsewhere, and a hint is made to be pasted into a shell."""
+    evil = "q; reboot"
+    listed = ListInfo(key=evil, priority=0, length=40, by_task={"$(halt)": 40}, expired=3)
+    odd = queue(evil, lists=(listed,), odd_priorities={"$(halt)": {10: 40}})
+    odd = replace(odd, depth=40, by_task={"$(halt)": 40})
+    hints = [each.hint for each in diagnose(seen(odd, held=(held("a"), held("b"))), LIMITS)]
 
-    assert finding.evidence["slots"] == "2 of 4 busy"
+    offered = " ".join(hint for hint in hints if "-p " in hint)
+
+    for words in ("-p do=purge-expired -p queue=…", "-p do=grow -p queue=…"):
+        assert words in offered
+    assert "-p do=pause -p queue=…" in offered
+    assert "reboot" not in offered
+    assert "halt" not in offered
 
 
 def test_what_has_expired_is_counted():
@@ -327,7 +336,7 @@ def test_a_priority_that_celery_does_not_have_is_told(priority, said):
 
     assert said in finding.message
     assert finding.evidence["odd_priorities"] == {f"shop.pay at {priority}": 40}
-    assert ("-p do=expedite -p queue=celery -p task=shop.pay" in finding.hint) is (priority == 10)
+    assert "`ops queue expedite`" in finding.hint
 
 
 def two_steps(low=11, *, urgent_served=5, low_served=0, urgent_arrived=None, exact=True):
@@ -540,6 +549,8 @@ def test_what_has_expired_is_purged_as_of_the_look_that_counted_it():
     assert (action.kind, counts(action)) == (Kind.PURGE, {"celery": 4, "celery\x06\x169": 6})
     assert action.only == Selection(expired_at=NOW_S - 2)
     assert (counts(of_one), of_one.only) == ({"celery\x06\x169": 6}, Selection(task="shop.pay", expired_at=NOW_S))
+    assert action.effect.startswith("10 messages")
+    assert of_one.effect.startswith("At most 6 messages")  # how many of the expired are of the task, nobody counted
 
 
 def test_names_that_were_too_many_to_tell_apart_may_all_be_meant():
@@ -549,6 +560,7 @@ def test_names_that_were_too_many_to_tell_apart_may_all_be_meant():
     (action,) = planned(seen(many), do="purge", queue="celery", task="shop.ok")
 
     assert counts(action) == {"celery": 23}
+    assert action.effect.startswith("At most 23 messages")
 
 
 def test_where_nothing_waits_nothing_is_planned():
@@ -612,6 +624,7 @@ WRONG: Mapping[str, tuple[dict[str, object], str, str]] = {
     "no destination": ({"do": "move", "queue": "celery"}, "needs a queue to move to", "-p to="),
     "same queue": ({"do": "move", "queue": "celery", "to": "celery"}, "in already", ""),
     "reserved queue": ({"do": "move", "queue": "celery", "to": "unacked"}, "'unacked' is no queue", ""),
+    "list of one priority": ({"do": "move", "queue": "celery", "to": "celery\x06\x169"}, "is no queue", ""),
     "own key": ({"do": "move", "queue": "celery", "to": "opslib:lock"}, "is no queue", ""),
     "all first": ({"do": "expedite", "queue": "celery"}, "all cannot be first", "-p task="),
     "negative limit": ({"do": "purge", "queue": "celery", "limit": -1}, "-1 is no number", "0 means all"),

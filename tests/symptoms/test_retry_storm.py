@@ -497,9 +497,9 @@ def test_everything_is_only_meant_with_a_limit(asked):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"task": "shop.chrage"}, "There is: shop.charge"),
-        ({"task": CHARGE, "signature": "TypeErorr: x"}, "There is: TypeError: x"),
-        ({"signature": "nothing like it"}, "There is: KeyError"),
+        ({"task": "shop.chrage"}, "Did you mean shop.charge?"),
+        ({"task": CHARGE, "signature": "TypeErorr: x"}, "Did you mean TypeError: x?"),
+        ({"signature": "nothing like it"}, "There are: KeyError"),
         ({"limit": -1}, "0 means all"),
     ],
 )

@@ -55,6 +55,35 @@ def test_rising_retries_are_a_loop_unless_a_limit_ends_them(cap, is_loop):
     assert ("of at most 5" in answer.sentence) is (cap == 5)
 
 
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"nodes": []}, "no node that answered has the task"),
+        ({"nodes": [node(tasks=(TaskInfo(name="tests.other"),))]}, "no node that answered has the task"),
+        ({"nodes": [], "coverage": coverage(workers=1)}, "not everything could be seen: workers"),
+        ({"coverage": coverage(workers=1)}, "not everything could be seen: workers"),
+        ({"coverage": coverage(workers=1), "cap": 1}, "not everything could be seen: workers"),
+    ],
+)
+def test_a_rise_is_no_proof_where_a_limit_may_be_out_of_sight(fields, why):
+    """One retry and a silent node is what any task does once that is about to give up."""
+    answer = judge([retried(1, **fields), later(retried(2, **fields))], "x", LIMITS)
+
+    assert answer.is_loop is None
+    assert answer.sentence.startswith("Cannot tell: ")
+    assert why in answer.sentence
+
+
+def test_the_highest_limit_of_any_node_counts():
+    """And one node without any is none, whatever the others have."""
+    capped, endless = (node(f"w{cap}", tasks=(TaskInfo(name="tests.ok", max_retries=cap),)) for cap in (9, None))
+    ends = [retried(2, cap=3, nodes=[node(tasks=(TaskInfo(name="tests.ok", max_retries=3),)), capped])]
+    never = [retried(2, nodes=[capped, endless])]
+
+    assert judge([*ends, later(replace(ends[0], unacked=retried(4).unacked))], "x", LIMITS).is_loop is False
+    assert judge([*never, later(replace(never[0], unacked=retried(4).unacked))], "x", LIMITS).is_loop
+
+
 def test_retries_that_stand_still_are_no_loop():
     """And how long they did is said."""
     said = judge([retried(2), later(retried(2))], "x", LIMITS).sentence

@@ -76,7 +76,7 @@ def test_every_condition_has_to_hold():
         (Selection(), True),
         (Selection(task="**"), True),
         (Selection(limit=5), True),
-        (Selection(task="?*"), False),
+        (Selection(task="?*"), True),
         (Selection(task="x"), False),
         (Selection(retries=1), False),
         (Selection(expired_at=0.0), False),

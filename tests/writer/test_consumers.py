@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,9 @@ from opslib import records
 from opslib.collectors import nodes
 from opslib.plan import Action, Kind
 from opslib.writer import apply, consumers
+from opslib.writer import nodes as writer_nodes
 from tests.support import servers
+from tests.support.impostor import listening, reply
 from tests.support.plans import planned, told, undone
 
 
@@ -75,3 +79,43 @@ def test_a_silent_node_is_none_of_those_that_were_named(broker, trial, monkeypat
     assert "parcels" in consumed(broker)["w2@trial"]
     undone(broker, records.context().run_id)
     other.kill()
+
+
+def test_an_answer_that_nobody_can_read_ends_no_account(redis, server, archive, monkeypatch):
+    """The other node was told, and obeyed; of this one nobody knows."""
+    assert archive.is_dir()
+    assert not redis.dbsize()
+    for module in (consumers, writer_nodes):
+        monkeypatch.setattr(module, "_ANSWER_S", 0.5)
+    monkeypatch.setattr(consumers, "_WITHIN_S", 0.1)
+
+    def node(name, then):
+        told_to = []
+
+        def answers(question):
+            if name not in (question["destination"] or [name]):
+                return []
+            if question["method"] == "cancel_consumer":
+                told_to.append(question)
+                return [reply(question, name, {"ok": "no longer"})]
+            if question["method"] != "active_queues":
+                return []
+            return [then(question) if told_to else reply(question, name, [{"name": "mail"}])]
+
+        return answers
+
+    def odd(question):
+        body = base64.b64encode(
+            b'{"odd@x": ' + b"1" * 5_000 + b"}"
+        ).decode()  # Python reads no number of so many digits
+        return json.dumps({"body": body, "headers": {"ticket": question["ticket"]}}).encode()
+
+    with (
+        listening(server, node("good@x", lambda question: reply(question, "good@x", []))),
+        listening(server, node("odd@x", odd)),
+    ):
+        broker = servers.broker(server)
+        (outcome,) = apply(planned(broker, order(Kind.PAUSE, "mail")), broker, dry_run=False)
+
+    assert outcome.status == "unverified"
+    assert outcome.reason == "Not known of odd@x. good@x obeyed."

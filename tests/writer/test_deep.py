@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from opslib import records
+from opslib.collectors.find import find
 from opslib.plan import Action, Copy, Kind
-from opslib.writer import apply, journal, lists
+from opslib.symptoms import asked
+from opslib.writer import apply, journal, lists, points
 from tests.support.plans import planned, told, undone, values
-from tests.support.seed import KEYS, seed_waiting
+from tests.support.seed import KEYS, envelope, seed_waiting
 
 LENGTH = 400
 QUEUE = "celery"
@@ -123,3 +127,52 @@ def test_a_task_that_is_stopped_is_found_however_deep(broker, redis, seeded):
     kept = redis.lrange(KEYS.quarantine(records.context().run_id, QUEUE, part=2), 0, -1)
     assert sorted(kept) == sorted(copy.raw for copy in copies)
     assert seeded
+
+
+def ids(redis):
+    """Return the ids of a queue in the order in which they are served."""
+    return [json.loads(raw)["headers"]["id"] for raw in order(redis)]
+
+
+def pushed(redis, name, count):
+    """Push messages with a short name each, many at once."""
+    redis.lpush(QUEUE, *(json.dumps(envelope(task_id=f"{name}{n}")) for n in range(count)))
+
+
+@pytest.mark.parametrize("at", [10, 1_500], ids=["near", "deep"])
+def test_a_message_stays_where_it_is_once_its_place_is_too_deep(broker, redis, at):
+    """Among so many, 800 from the end, while it was planned; nobody said that it should be served next."""
+    pushed(redis, "t", 3_000)
+    plan = planned(broker, asked.reordered(find(broker, [f"t{at}"]), f"t{at}", "2200"))
+    pushed(redis, "u", 300)
+    before = order(redis)
+
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert outcome.status == "skipped"
+    assert outcome.reason == "Its place is too deep in the queue by now; plan it again."
+    assert order(redis) == before
+
+
+def test_a_message_whose_place_became_too_deep_during_the_pass_is_kept(broker, redis, monkeypatch):
+    """It is where it can be found, and undo puts it back: to be served next, for the queue has moved on."""
+    monkeypatch.setattr(lists, "SEARCHABLE", 100)
+    pushed(redis, "t", 3_000)
+    plan = planned(broker, asked.reordered(find(broker, ["t1500"]), "t1500", "2200"))
+
+    def push(point):
+        if point == "list-set-aside":
+            pushed(redis, "u", 300)
+
+    points.watchers.append(push)
+    try:
+        (outcome,) = apply(plan, broker, dry_run=False)
+    finally:
+        points.watchers.remove(push)
+
+    run_id = records.context().run_id
+    assert outcome.status == "failed"
+    assert outcome.reason.endswith(f"It is kept in quarantine; `ops undo {run_id}` puts it back.")
+    assert redis.llen(KEYS.quarantine(run_id, QUEUE, part=2)) == 1
+    undone(broker, run_id)
+    assert [each for each in ids(redis) if each[0] == "t"] == ["t1500", *(f"t{n}" for n in range(3_000) if n != 1_500)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,9 @@ from opslib.symptoms import asked
 from opslib.writer import apply, journal, pools, rates, resume, undo
 from opslib.writer import nodes as ordering
 from tests.support import servers
+from tests.support.impostor import listening, reply
 from tests.support.plans import RUN, planned, told, undone
+from tests.support.seed import seed_unacked
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S
 
@@ -411,6 +414,111 @@ class TestLimits:
 
         assert (str(outcome.status), "another limit by now" in outcome.reason) == ("skipped", True)
         assert limits(broker)[POOL] == "900/m"
+
+
+def node_with(name, limit, uptime_s, prefetch):
+    """Return what a node answers that has a limit of the task, and has been there for so long."""
+    pool = {"implementation": "celery.concurrency.prefork:TaskPool", "max-concurrency": 1, "processes": [1]}
+    common = {"total": {}, "broker": {}, "rusage": {}, "pool": pool}
+    said = {
+        "stats": {**common, "uptime": uptime_s, "prefetch_count": prefetch},
+        "active": [],
+        "reserved": [],
+        "scheduled": [],
+        "active_queues": [{"name": "celery"}],
+        "registered": [f"{TASK} [rate_limit={limit}]"],
+        "conf": {},
+        "rate_limit": {"ok": "new rate limit set successfully"},
+    }
+
+    def answer(question):
+        meant = name in (question.get("destination") or [name]) and question["method"] in said
+        return [reply(question, name, said[question["method"]])] if meant else []
+
+    return answer
+
+
+class TestHeldBackOrOrphaned:
+    """What is unacknowledged and in no answer is held back by a node only if it was there when it was delivered."""
+
+    @pytest.fixture
+    def alone(self, redis, server):
+        """Open clients of a server without nodes."""
+        assert not redis.dbsize()
+        return servers.broker(server)
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch):
+        """Nodes that play their part never change their limit."""
+        monkeypatch.setattr(rates, "_WITHIN_S", 0.1)
+        monkeypatch.setattr(ordering, "_ANSWER_S", 0.5)
+        monkeypatch.setattr(rates, "_ANSWER_S", 0.5)
+
+    def slower(self, alone, server, limits, uptimes, *, prefetch=0):
+        """Ask for another limit; return why it was left alone, empty where it was ordered, and what was said."""
+        action = Action(kind=Kind.LIMIT, subject=TASK, source="-", destination="20/m", node=",".join(limits))
+        with ExitStack() as stack:
+            for (name, limit), uptime_s in zip(limits.items(), uptimes, strict=True):
+                stack.enter_context(listening(server, node_with(name, limit, uptime_s, prefetch)))
+            ((status, reason),) = once(alone, action)
+        return status == "skipped", reason
+
+    def test_what_was_delivered_before_the_nodes_started_is_with_none_of_them(self, alone, redis, server):
+        """It is no reason to leave the limit, and it is said what it may be."""
+        for _ in range(30):
+            seed_unacked(redis, TASK, age_s=3600)
+
+        is_trap, reason = self.slower(alone, server, {"a@x": "10/m", "b@x": "10/m"}, [10, 3000])
+
+        assert not is_trap
+        assert "received under" not in reason
+
+    def test_and_it_is_said_what_it_may_be(self, alone, redis, server, monkeypatch):
+        """Where the nodes do as they are told."""
+        monkeypatch.setattr(rates, "_ordered", lambda *_: ({}, []))
+        seed_unacked(redis, TASK, age_s=3600)
+        seed_unacked(redis, TASK, age_s=3600)
+        seed_unacked(redis, "shop.other", age_s=3600)
+
+        _, reason = self.slower(alone, server, {"a@x": "10/m"}, [10])
+
+        assert reason == (
+            "20/m at most on a@x. 2 tasks were delivered before any of these nodes started, and no node reports them: "
+            "they may be orphaned (`ops run stuck-tasks`)."
+        )
+
+    @pytest.mark.parametrize("uptimes", [[10, 7200], [10, 0]])
+    def test_a_node_that_was_there_or_does_not_say_may_hold_it_back(self, alone, redis, server, uptimes):
+        """One is enough."""
+        for _ in range(12):
+            seed_unacked(redis, TASK, age_s=3600)
+
+        is_trap, reason = self.slower(alone, server, {"a@x": "1/m", "b@x": "1/m"}, uptimes)
+
+        assert is_trap
+        assert reason.startswith("12 tasks received under 1/m go on at that pace")
+
+    def test_both_kinds_are_told_apart(self, alone, redis, server):
+        """Each with its number."""
+        for age_s in (3600, 3600, 3600, 60, 60):
+            seed_unacked(redis, TASK, age_s=age_s)
+
+        is_trap, reason = self.slower(alone, server, {"a@x": "1/h"}, [600])
+
+        assert is_trap
+        assert reason.startswith("2 tasks received under 1/h go on")
+        assert "3 tasks were delivered before any of these nodes started" in reason
+
+    @pytest.mark.parametrize(("prefetch", "takes"), [(4, "4 min"), (12, "12 min"), (40, "12 min"), (0, "12 min")])
+    def test_a_node_holds_back_no_more_than_it_may_have(self, alone, redis, server, prefetch, takes):
+        """All of it is not with the slowest one where there is no room for it."""
+        for _ in range(12):
+            seed_unacked(redis, TASK, age_s=60)
+
+        is_trap, reason = self.slower(alone, server, {"a@x": "1/m", "b@x": "600/m"}, [600, 600], prefetch=prefetch)
+
+        assert is_trap
+        assert f"go on at that pace for up to {takes}, whatever" in reason
 
 
 class TestRevoke:

@@ -14,10 +14,11 @@ from opslib.collectors.find import find
 from opslib.collectors.quarantine import lists as lists_of
 from opslib.errors import Refused
 from opslib.plan import Action, Copy, Kind
+from opslib.rewrite import fresh
 from opslib.symptoms import asked
 from opslib.writer import apply, journal, lists, points, resume, undo
 from tests.support.plans import planned, purge_of, told, undone, values
-from tests.support.seed import KEYS, seed_waiting
+from tests.support.seed import KEYS, seed_waiting, waiting_ids
 
 QUEUE = "celery"
 RUN = "20261121T030000Z-trial-abc123"
@@ -225,6 +226,25 @@ def test_nothing_is_put_where_no_queue_can_be(broker, redis, kind, name):
     assert values(redis) == before
 
 
+def test_messages_are_sent_in_batches_that_are_bounded_by_number_and_bytes(broker, redis):
+    """Each is one short stall for everybody else, and nothing of a batch is too large for the server."""
+    large = [fresh("tests.ok", ["x" * 100_000], {}, task_id=f"l{n}", queue=QUEUE).decode() for n in range(5)]
+    huge = [fresh("tests.ok", ["x" * 500_000], {}, task_id="h0", queue=QUEUE).decode()]
+    small = [fresh("tests.ok", [], {}, task_id=f"s{n}", queue=QUEUE).decode() for n in range(210)]
+    names = [*(f"l{n}" for n in range(5)), "h0", *(f"s{n}" for n in range(210))]
+    actions = [
+        Action(kind=Kind.SEND, subject=name, source="ops", destination=QUEUE, message=message)
+        for name, message in zip(names, [*large, *huge, *small], strict=True)
+    ]
+
+    outcomes = apply(planned(broker, *actions), broker, dry_run=False)
+
+    assert set(told(outcomes)) == {"applied"}
+    assert waiting_ids(redis) == names
+    sizes = [len(batch.items) for batch in journal.read(broker, run_id()).batches if batch.receipt["op"] == "send"]
+    assert sizes == [1] * 6 + [200, 10]  # in a message, bytes are a third more
+
+
 @pytest.mark.parametrize("shown", ["subject", "source"])
 def test_a_list_is_that_of_the_queue_that_is_shown(broker, redis, shown):
     """As its subject, or where its messages are taken from."""
@@ -290,6 +310,22 @@ def test_a_quarantine_of_a_run_that_was_cut_off_is_not_dropped(broker, redis, mo
     redis.delete(KEYS.work(run, QUEUE))
     assert told(apply(plan, broker, dry_run=False)) == ["applied"]
     assert not redis.exists(kept)
+
+
+def test_however_many_lists_are_dropped_the_broker_is_looked_through_once(broker, redis):
+    """Each look at it passes over every key."""
+    for n in range(30):
+        redis.lpush(KEYS.quarantine(RUN, f"q{n}"), "x")
+    plan = planned(broker, *asked.drop(lists_of(broker, RUN)))
+
+    def calls(command):
+        return redis.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0)
+
+    scans, reads = calls("scan"), calls("hscan")
+    assert told(apply(plan, broker, dry_run=False)) == ["applied"] * 30
+
+    assert calls("scan") - scans < 10
+    assert calls("hscan") - reads < 10
 
 
 def test_a_dropped_quarantine_is_not_said_to_be_put_back(broker, redis, monkeypatch):

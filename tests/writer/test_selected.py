@@ -138,6 +138,26 @@ def test_what_is_expedited_is_served_before_everything_in_its_order(broker, redi
     assert values(redis) == bytes_before
 
 
+@pytest.mark.parametrize("at", [0, 12], ids=["the first", "in the middle"])
+def test_where_some_were_run_meanwhile_the_rest_of_a_sieved_move_comes_back_next(broker, redis, monkeypatch, at):
+    """To put them into the first of the places would have one from the end be served first, and be called in order."""
+    monkeypatch.setattr(lists, "SEARCHABLE", 5)
+    seeded(redis)
+    before = waiting_ids(redis)
+    apply(planned(broker, *asked.move(QUEUE, TO, lengths(broker, WANTED), WANTED)), broker, dry_run=False)
+    moved = waiting_ids(redis, TO)
+    for raw in redis.lrange(TO, 0, -1)[::-1][at : at + 7]:
+        redis.lrem(TO, 1, raw)
+    left = [*moved[:at], *moved[at + 7 :]]
+
+    first, second = undone(broker, run_id())
+
+    assert waiting_ids(redis) == [*left, *(each for each in before if each not in set(moved))]
+    assert first.reason == "Back in quarantine, on the way to their places. 7 of 20 were taken meanwhile."
+    assert second.reason.startswith("13 messages are back, next to be served, for 7 of them are gone")
+    assert not any(b"opslib:run:" in key and b":q" in key for key in redis.scan_iter() if redis.type(key) == b"list")
+
+
 def test_an_expired_message_is_meant_by_the_instant_of_the_plan(broker, redis):
     """What expires between plan and purge was not counted, and stays."""
     gone = seed_waiting(redis, expires=iso(-5))

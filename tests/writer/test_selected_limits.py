@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from opslib.collectors import queues
 from opslib.plan import Action, Kind
 from opslib.symptoms import asked
 from opslib.writer import apply, lists, points, resume
+from opslib.writer.primitive import Primitive
 from tests.support.plans import interrupted, planned, told, undone, values
 from tests.support.seed import seed_waiting, waiting, waiting_ids
 from tests.writer.test_selected import QUEUE, TO, WANTED, _both, both, of_shop  # noqa: F401 - a fixture
@@ -199,6 +201,81 @@ def test_a_refusal_on_the_way_tells_how_much_was_moved(broker, redis):
     assert f"{moved:,} were moved" in outcome.reason
     assert 0 < moved < 900
     assert redis.llen(QUEUE) == 900 - moved
+
+
+@pytest.mark.parametrize("kind", [Kind.MOVE, Kind.REORDER])
+def test_what_is_only_on_its_way_is_told_and_gone_on_with(broker, redis, monkeypatch, kind):
+    """The server is out of memory once the list is sieved: no worker sees what lies in quarantine."""
+    monkeypatch.setattr(lists, "SEARCHABLE", 5)
+    mixed(redis)
+    wanted, before = meant(redis), served(redis)
+    plan = planned(broker, *asking(broker, kind, WANTED))
+    call = Primitive.call
+
+    def full(self, script, *values, **about):
+        if script == "move":
+            redis.config_set("maxmemory", "1")
+        return call(self, script, *values, **about)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Primitive, "call", full)
+        (outcome,) = apply(plan, broker, dry_run=False)
+    redis.config_set("maxmemory", "0")
+
+    kept = 10  # a third of what is meant: the first list
+    assert outcome.status == "failed"
+    assert "nothing of" not in outcome.reason
+    assert f"{kept} messages are on their way in quarantine; `ops resume` finishes it." in outcome.reason
+    again = connect(broker.target)
+    left = resume.remaining(plan, again, run_id())
+    assert told(apply(left, again, dry_run=False)) == ["applied"]
+    rest = [each for each in before if each not in set(wanted)]
+    assert served(redis) == (wanted + rest if kind is Kind.REORDER else rest)
+    assert served(redis, TO) == (wanted if kind is Kind.MOVE else [])
+
+
+def test_of_a_long_list_too_it_is_told_what_cannot_be_written_again(broker, redis, monkeypatch):
+    """NaN is what Python writes and JSON does not have; those of other tasks are nobody's concern."""
+    monkeypatch.setattr(lists, "SEARCHABLE", 5)
+    mixed(redis)
+    ids = waiting_ids(redis)
+    shop = of_shop(waiting(redis))
+    for each in (shop[0], next(each for each in ids if each not in shop)):
+        at = -1 - ids.index(each)
+        odd = json.loads(redis.lindex(QUEUE, at))
+        redis.lset(QUEUE, at, json.dumps(odd | {"headers": {**odd["headers"], "x": float("nan")}}))
+
+    (outcome,) = apply(planned(broker, *asking(broker, Kind.MOVE, WANTED)), broker, dry_run=False)
+
+    assert "1 cannot be written again, and stays behind" in outcome.reason
+    assert waiting_ids(redis, TO) == shop[1:]
+
+
+@pytest.mark.parametrize("limit", [0, 15])
+def test_what_workers_take_of_what_stays_hides_nothing(broker, redis, monkeypatch, limit):
+    """Each window begins where the one before ended; as many as were taken meanwhile would never be looked at."""
+    monkeypatch.setattr(lists, "SEARCHABLE", 100)
+    monkeypatch.setattr(lists, "_most", lambda *_: 10)
+    monkeypatch.setattr("opslib.writer.selected.BATCH_MOVES", 10)
+    for n in range(30):
+        redis.lpush(QUEUE, b"no JSON %d" % n)
+    good = [seed_waiting(redis, "shop.order").task_id for _ in range(100)]
+    only = replace(WANTED, limit=limit) if limit else None
+    plan = planned(broker, *asked.move(QUEUE, TO, {QUEUE: limit or 130}, only))
+    served_end, looks = lists.served_end, []
+
+    def taken_meanwhile(*values):
+        window = served_end(*values)
+        looks.append(len(window))
+        if len(looks) == 3:
+            redis.rpop(QUEUE, 7)
+        return window
+
+    monkeypatch.setattr(lists, "served_end", taken_meanwhile)
+    (outcome,) = apply(plan, broker, dry_run=False)
+
+    assert outcome.status == "applied"
+    assert waiting_ids(redis, TO) == good[: limit or 100]
 
 
 @pytest.mark.parametrize("glob", ["shop.{x}", "shop.{", "{0}", "shop.[a", "%s"])

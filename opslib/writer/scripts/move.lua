@@ -6,7 +6,8 @@
 --   last, 'P/L' = P messages are served before it, if the list still has L, 'P/' = whatever it has), bytes to write
 --   ('' = as seen), note field, note
 -- Letters: A moved, N moved, but next to be served, for the list has moved on; G gone; C changed since it was seen, or
---   'P/' is too far from either end by now; X something is in its place. Seen: for each item 'P/L' of the list that it left, or the score that it had.
+--   'P/' is too far from either end by now; X something is in its place.
+-- Seen: for each item 'P/L' of the list that it left, or the score that it had.
 local NOTES, FIELDS = KEYS[FIRST_KEY], 13
 -- So far from either end a message is searched for, and so many others step aside for one: each less than 5 ms.
 local REACH, ASIDE = 2500, 1000
