@@ -133,7 +133,7 @@ def test_what_is_about_lists_says_how_many_messages_it_means(make, one, many):
     [
         (Kind.PAUSE, (), "every node takes no more of q;"),
         (Kind.PAUSE, ("b", "a"), "a,b takes no more of q;"),
-        (Kind.RESUME, (), "every node consumes q again."),
+        (Kind.RESUME, ("a",), "a consumes q, as long as it lives."),
     ],
 )
 def test_an_order_about_a_queue_says_who_is_told(kind, nodes, words):
@@ -143,6 +143,12 @@ def test_an_order_about_a_queue_says_who_is_told(kind, nodes, words):
     assert action.effect.startswith(words)
     assert action.node == ",".join(sorted(nodes))
     assert kind is Kind.RESUME or "A node that starts later consumes it again." in action.effect
+
+
+def test_who_shall_consume_a_queue_has_to_be_named():
+    """Every node would, those too that never have: one of them may die of what is in it."""
+    with pytest.raises(BadParameter, match="Which nodes shall consume q"):
+        asked.consuming(Kind.RESUME, "q")
 
 
 def lined_up(depth, *, position=0, priority=0):
