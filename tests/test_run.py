@@ -433,7 +433,7 @@ class TestSurroundings:
 
         done = command_line.ops("run", "tiny", env=with_broker("redis://127.0.0.1:1/0"), cwd=place)
 
-        assert (done.code, "wrong" in done.out + done.err) == (Exit.DONE, False)
+        assert (done.code, "the wrong" in done.out + done.err) == (Exit.DONE, False)
 
     def test_bare_environment(self, place: Path) -> None:
         """Without HOME, TERM and a locale, in another time zone and with Python's own switches, a run is a run."""
