@@ -46,15 +46,15 @@ def _busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Busy]:
     folder = tmp_path_factory.mktemp("busy")
     with server.start(folder) as running, deployment(running, folder) as system:
         worker = system.worker(name="busy@shop")
-        ids = {"result": system.send("ok"), "retrying": system.send("retry_forever", 600)}
+        ids = {"result": system.send("ok"), "retrying": system.send("retry_forever", 3000)}
         system.until_done(ids["result"])
         until(lambda: _retries(system, ids["retrying"]), DEADLINE_S, "the retry is in the node's timer")
-        ids["scheduled"] = system.send("ok", countdown=500)
+        ids["scheduled"] = system.send("ok", countdown=3000)
         ids["active"] = system.send("hang")
         system.until_running(ids["active"])
         ids["reserved"] = system.send("late")
         system.send("ok", queue="lonely")
-        ids["waiting"] = system.send("ok", queue="lonely", countdown=1000)
+        ids["waiting"] = system.send("ok", queue="lonely", countdown=3000)
         ids["orphan"] = orphan(system, "parcels")
         system.until_unacked(ids["reserved"], ids["scheduled"], ids["retrying"])
         yield Busy(system=system, worker=worker, ids=ids)

@@ -47,7 +47,7 @@ class TestView:
         assert words[3:9] == ["1", "of", "1", "prefork", "1", "2"]
         for place in ("active", "reserved", "scheduled", "retrying"):
             assert busy.ids[place] in done.out
-        assert "in 8 min" in done.out
+        assert "in 49 min" in done.out
         assert "Held by nodes" not in call("workers").out
 
     def test_as_data_it_is_the_same(self, busy):
