@@ -67,7 +67,7 @@ def _accept(door: socket.socket, port: int, proxy: Proxy) -> None:
 
 def _serve(client: socket.socket, port: int, proxy: Proxy) -> None:
     """Carry one connection: what is asked together, then its answers, as redis-py speaks."""
-    with suppress(OSError), client, socket.create_connection(("127.0.0.1", port)) as server:
+    with suppress(OSError, hiredis.ProtocolError), client, socket.create_connection(("127.0.0.1", port)) as server:
         while request := _whole(client, 1):
             server.sendall(request[0])
             answer = _whole(server, request[1])
