@@ -120,9 +120,17 @@ def ask(broker: Broker, calls: Sequence[Call], *, timeout_s: float) -> Answers:
 
 
 def order(broker: Broker, call: Call, *, timeout_s: float) -> dict[str, Any]:
-    """Send one order and return each node's answer, decoded; an absent node did not answer in time."""
+    """Send one order and return what each node answers, as `read` does; an absent node did not answer in time."""
     answers = ask(broker, [call], timeout_s=timeout_s)
-    return {node: json.loads(raw) for node, raw in answers.replies[call.method].items()}
+    return {node: read(raw) for node, raw in answers.replies[call.method].items()}
+
+
+def read(raw: bytes | None) -> object:
+    """Return what a node says; None if nobody can read it: what others were told has its account all the same."""
+    try:
+        return json.loads(raw or b"null")
+    except (ValueError, RecursionError):
+        return None
 
 
 def _note(raw: bytes, tickets: Mapping[str, Call], replies: dict[str, dict[str, bytes]]) -> int:

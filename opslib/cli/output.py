@@ -73,7 +73,10 @@ def document(value: object, form: Format = Format.JSON) -> None:
 
 
 def show(*things: object) -> None:
-    """Print tables and lines for a person."""
+    """Print tables and lines for a person; where no terminal is, as plain text, without what makes colours."""
+    if not (sys.stdout.isatty() or os.environ.get("FORCE_COLOR")):
+        sys.stdout.write("\n".join(_unstyled(thing) for thing in things) + "\n")
+        return
     from opslib.render import terminal
 
     console = stdout()
@@ -134,6 +137,16 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, width=_width(sys.stderr.isatty()), emoji=False)
+
+
+def _unstyled(thing: object) -> str:
+    from opslib import redact
+    from opslib.render.grid import Table
+    from opslib.render.words import shown
+
+    if isinstance(thing, Table):
+        return thing.text(_width(is_terminal=False), fold=True)
+    return shown(thing, 10 * len(thing)) if isinstance(thing, str) else redact.plain(thing)
 
 
 def _width(is_terminal: bool) -> int | None:

@@ -140,7 +140,7 @@ def purge(
     actions = [action for each in names for action in asked.purge(each, _meant(each, broker, only), only)]
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     try:
-        _carry_out(broker, actions, "purge", form, name="purge-queue", asks=asks, where=name or "any queue")
+        _carry_out(broker, actions, "purge", form, name="purge-queue", asks=asks, where=name or "any queue", glob=glob)
     except typer.Exit as done:
         if done.exit_code in {Exit.DONE, Exit.ATTENTION}:
             output.blind(coverage)  # every queue that was seen is not every queue
@@ -185,7 +185,7 @@ def move(
     if actions and not _is_consumed(to, broker):
         output.say(f"Warning: No node that answered consumes {to}: what is moved there waits until one does.")
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
-    _carry_out(broker, actions, "move", form, name="move-queue", asks=asks, where=source)
+    _carry_out(broker, actions, "move", form, name="move-queue", asks=asks, where=source, glob=glob)
 
 
 @queue.command()
@@ -220,7 +220,7 @@ def expedite(
     broker = output.open_broker(target, env_file)
     actions = asked.expedite(name, _meant(name, broker, only), only)
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
-    _carry_out(broker, actions, "expedite", form, name="expedite", asks=asks, where=name)
+    _carry_out(broker, actions, "expedite", form, name="expedite", asks=asks, where=name, glob=glob)
 
 
 @queue.command()
@@ -314,9 +314,19 @@ def _consuming(
 
 
 def _carry_out(
-    broker: Broker, actions: list[Action], verb: str, form: options.Format, *, name: str, asks: changes.Ask, where: str
+    broker: Broker,
+    actions: list[Action],
+    verb: str,
+    form: options.Format,
+    *,
+    name: str,
+    asks: changes.Ask,
+    where: str,
+    glob: str = "",
 ) -> NoReturn:
-
+    if not actions and glob:  # a slip of the pen is likelier than that none of it waits
+        output.say(f"No task {glob} waits in {where}; `ops queue peek` shows what does. Nothing was changed.")
+        raise typer.Exit(int(Exit.ATTENTION))
     if not actions:
         output.say(f"Nothing that is meant waits in {where}. Nothing was changed.")
         raise typer.Exit

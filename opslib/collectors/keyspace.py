@@ -38,8 +38,6 @@ class Found:
         quarantined: Keys of quarantine lists.
 
         dead: Keys that are named like dead-letter lists.
-
-        wrong_type: Keys of a known queue that hold something else than a list, with that type.
     """
 
     lists: list[str] = field(default_factory=list)
@@ -50,7 +48,6 @@ class Found:
     aside: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
     dead: list[str] = field(default_factory=list)
-    wrong_type: dict[str, str] = field(default_factory=dict)
     visited: int = 0
     complete: bool = True
 

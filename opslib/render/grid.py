@@ -81,9 +81,11 @@ class Table:
         """Return the table as HTML without a style of its own, for a report."""
         return _html(self)
 
-    def text(self, width: int | None = None) -> str:
-        """Return the table as plain text that fits into `width` columns where its codes allow."""
-        return _text(self, width or shutil.get_terminal_size((100, 24)).columns)
+    def text(self, width: int | None = None, *, fold: bool = False) -> str:
+        """Return the table as plain text of `width` columns; where its codes are wider, it is too unless they fold."""
+        return _text(
+            self, width or shutil.get_terminal_size((100, 24)).columns, ("text", "code") if fold else ("text",)
+        )
 
     def _repr_html_(self) -> str:
         return STYLE + _html(self)
@@ -154,14 +156,14 @@ def _shown(value: object) -> str:
     return str(value) if isinstance(value, Cell) else shown(value)
 
 
-def _text(table: Table, width: int) -> str:
+def _text(table: Table, width: int, elastic: Sequence[Kind]) -> str:
     if not table.rows:
         return f"{shown(table.title)}: {table.empty}" if table.title else table.empty
     grid = [
         [_lines(column, cell) for column, cell in zip(table.columns, row, strict=True)]
         for row in table.rows[: table.limit]
     ]
-    widths = _fit(table.columns, grid, width)
+    widths = _fit(table.columns, grid, width, elastic)
     lines = [_line([column.title for column in table.columns], table.columns, widths)]
     lines.append(_line(["─" * each for each in widths], table.columns, widths))
     for row in grid:
@@ -178,29 +180,36 @@ def _lines(column: Column, value: object) -> list[str]:
     return [text, shown(value.note)] if isinstance(value, Cell) and value.note else [text]
 
 
-def _fit(columns: Sequence[Column], grid: Iterable[Sequence[Sequence[str]]], width: int) -> list[int]:
-    """Give every column its natural width, then take from the widest text column until the row fits."""
+def _fit(
+    columns: Sequence[Column], grid: Iterable[Sequence[Sequence[str]]], width: int, elastic: Sequence[Kind]
+) -> list[int]:
+    """Give every column its natural width, then take from the widest of each kind that gives until a row fits."""
     rows = list(grid)
     widths = [
         max([cells(column.title), *(cells(line) for row in rows for line in row[at])])
         for at, column in enumerate(columns)
     ]
-    elastic = [at for at, column in enumerate(columns) if column.kind == "text"]
-    while elastic and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
-        widest = max(elastic, key=lambda at: widths[at])
-        if widths[widest] <= NARROWEST:
-            break
-        widths[widest] -= 1
+    for kind in elastic:
+        giving = [at for at, column in enumerate(columns) if column.kind == kind]
+        while giving and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+            widest = max(giving, key=lambda at: widths[at])
+            if widths[widest] <= NARROWEST:
+                break
+            widths[widest] -= 1
     return widths
 
 
 def _wrapped(row: Sequence[Sequence[str]], columns: Sequence[Column], widths: Sequence[int]) -> list[str]:
     blocks = [
-        [piece for line in lines for piece in (textwrap.wrap(line, size) if cells(line) > size else [line])]
-        for lines, size in zip(row, widths, strict=True)
+        [piece for line in lines for piece in _pieces(line, size)] for lines, size in zip(row, widths, strict=True)
     ]
     height = max(len(block) for block in blocks)
     return [_line([block[at] if at < len(block) else "" for block in blocks], columns, widths) for at in range(height)]
+
+
+def _pieces(line: str, size: int) -> list[str]:
+    """Return a line in pieces; what a piece goes on with is indented, or it could pass for a line of ours."""
+    return textwrap.wrap(line, size, subsequent_indent=" ") if cells(line) > size else [line]
 
 
 def _line(texts: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:

@@ -104,6 +104,6 @@ def _consuming(broker: Broker) -> tuple[dict[str, dict[str, Any]], int]:
     queues = {
         node: {str(each.get("name")): each for each in some if isinstance(each, dict)}
         for node, raw in answers.replies["active_queues"].items()
-        if isinstance(some := nodes.answer(raw), list)
+        if isinstance(some := pidbox.read(raw), list)
     }
     return queues, max(0, answers.receivers - len(queues))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ def tell(
 ) -> tuple[dict[str, str], list[str]]:
     """Give an order to these nodes; return what those say that refuse it, and the names of those that say nothing."""
     call = pidbox.Call(method=method, arguments=arguments, destination=tuple(names))
-    said = _said(broker, call)
+    said = pidbox.order(broker, call, timeout_s=_ANSWER_S)
     refused = {
         name: redact.plain(each["error"])[:_QUOTED]
         for name, each in said.items()
@@ -82,7 +81,7 @@ def revoke(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
     call = pidbox.Call(method="revoke", arguments={"task_id": ids, "terminate": False})
     answers = pidbox.ask(broker, [call], timeout_s=_ANSWER_S)
     silent = max(0, answers.receivers - len(answers.nodes))
-    remembering = _said(broker, pidbox.Call(method="revoked"))
+    remembering = pidbox.order(broker, pidbox.Call(method="revoked"), timeout_s=_ANSWER_S)
     return [_revoked(action, sorted(answers.nodes), remembering, silent) for action in actions]
 
 
@@ -113,21 +112,7 @@ def _revoked(action: Action, told: Sequence[str], remembering: Mapping[str, Any]
     return Outcome(action=action, status=Status.APPLIED, reason=reason)
 
 
-def _said(broker: Broker, call: pidbox.Call) -> dict[str, Any]:
-    """Ask the nodes something and return what each says; one that is absent said nothing in time."""
-    answers = pidbox.ask(broker, [call], timeout_s=_ANSWER_S)
-    return {name: answer(raw) for name, raw in answers.replies[call.method].items()}
-
-
-def answer(raw: bytes) -> object:
-    """Return what a node says; None if nobody can read it: what others were told has its account all the same."""
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-
-
 def decoded(raw: bytes) -> dict[str, Any]:
     """Return an answer that should be an object; an empty one if it is none."""
-    value = answer(raw)
+    value = pidbox.read(raw)
     return value if isinstance(value, dict) else {}

@@ -8,7 +8,6 @@ then what came meanwhile, until nothing is found (facts §4.5).
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -178,7 +177,7 @@ def _on_node(broker: Broker, action: Action) -> tuple[str, int | None, list[int]
     calls = [pidbox.Call(method=name, arguments=asked, destination=(action.node,)) for name, asked in questions.items()]
     replies = pidbox.ask(broker, calls, timeout_s=_ANSWER_S).replies
     raw = [replies[name].get(action.node) for name in questions]
-    tasks, stats = (json.loads(each) if each else None for each in raw)
+    tasks, stats = map(pidbox.read, raw)
     if not isinstance(tasks, dict) or not isinstance(stats, dict):
         return None
     known = tasks.get(action.subject)

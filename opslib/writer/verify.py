@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -107,7 +106,7 @@ def _absent(broker: Broker, key: str, wanted: Sequence[tuple[str, int]]) -> set[
 
 def _consumed(broker: Broker, key: str) -> bool:
     found = broker.keys.queue_of(key)
-    answers = pidbox.ask(broker, [pidbox.Call(method="active_queues")], timeout_s=_ANSWER_S)
     name = found[0] if found else key
-    said = [json.loads(raw) for raw in answers.replies["active_queues"].values()]
-    return any(isinstance(each, dict) and each.get("name") == name for queues in said for each in queues or [])
+    said = pidbox.order(broker, pidbox.Call(method="active_queues"), timeout_s=_ANSWER_S).values()
+    every = [each for queues in said if isinstance(queues, list) for each in queues]
+    return any(isinstance(each, dict) and each.get("name") == name for each in every)

@@ -511,3 +511,15 @@ def by_node(redis: Redis, ids: Sequence[str]) -> list[list[str]]:
     names = Counter(each["worker"] for each in results)
     assert len(names) == 2, names
     return [[each["task_id"] for each in done if each["worker"] == name] for name in names]
+
+
+@pytest.mark.parametrize("words", [("purge", "strays"), ("move", "strays", "celery"), ("expedite", "strays")])
+def test_a_name_that_nothing_has_is_said(strays, words):
+    """A slip of the pen ends with exit 1 and what to look at, not with a quiet success."""
+    before = contents(strays)
+
+    done = call("queue", *words, "--task", "shop.ordr", "--apply", "--yes")
+
+    assert done.code == Exit.ATTENTION
+    assert "No task shop.ordr waits in strays; `ops queue peek` shows what does. Nothing was changed." in done.err
+    assert contents(strays) == before
