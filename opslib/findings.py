@@ -56,6 +56,14 @@ CODES = {
     "task-failed": "A task that was asked for has failed, and nothing will run it again by itself.",
     "resent-task": "A task sends itself again under new ids, so that stopping it by its id cannot hold it.",
     "task-remnant": "A key is left of a task that is not in circulation any more.",
+    "dead-letters": "Tasks failed for good, and their letters wait for a decision.",
+    "dead-letters-growing": "Dead letters come while one looks.",
+    "poison-task": "A task kills the process that runs it.",
+    "dead-letters-dropped": "A dead-letter list is full, and the oldest letters were lost.",
+    "unreadable-letter": "An entry of a dead-letter list cannot be read.",
+    "uncaptured-failures": "Tasks have failed of which no letter was kept, only a result.",
+    "task-resumable": "A task failed and left a state from which it can go on.",
+    "task-not-resumable": "A task cannot go on from where it failed.",
     "cannot-see": "A part of the system could not be looked into.",
 }
 
@@ -86,6 +94,14 @@ NOUNS = {
     "task-failed": ("failed task", "failed tasks"),
     "resent-task": ("task that sends itself again", "tasks that send themselves again"),
     "task-remnant": ("key left of a task", "keys left of tasks"),
+    "dead-letters": ("group of dead letters", "groups of dead letters"),
+    "dead-letters-growing": ("growing dead-letter list", "growing dead-letter lists"),
+    "poison-task": ("task that kills its worker", "tasks that kill their workers"),
+    "dead-letters-dropped": ("full dead-letter list", "full dead-letter lists"),
+    "unreadable-letter": ("unreadable dead letter", "unreadable dead letters"),
+    "uncaptured-failures": ("failure without a letter", "failures without a letter"),
+    "task-resumable": ("task that can go on", "tasks that can go on"),
+    "task-not-resumable": ("task that cannot go on", "tasks that cannot go on"),
     "cannot-see": ("place not seen", "places not seen"),
 }
 

@@ -153,6 +153,10 @@ class Keyspace:
         """What the key of every result begins with."""
         return f"{self.result_prefix}celery-task-meta-"
 
+    def group(self, group_id: str) -> str:
+        """String: the results of a group; what a chord counts is under the same name with .j, .s, .t, .d and .c."""
+        return f"{self.result_prefix}celery-taskset-meta-{group_id}"
+
     def is_queue_like(self, key: str) -> bool:
         """Whether a key of unknown type could be a queue: none of kombu's, the results' or our own."""
         return key.startswith(self.prefix) and not self._is_taken(key[len(self.prefix) :])
@@ -171,6 +175,15 @@ class Keyspace:
         return bare in unacked or bare.startswith(_HEADS) or bare.endswith(_TAILS)
 
     # What this tool writes, all in the broker's database and under the deployment's prefix.
+
+    def checkpoint(self, task_id: str) -> str:
+        """String with a life: JSON of how far a task has come, which its own worker wrote."""
+        return f"{self.checkpoint_root}{task_id}"
+
+    @property
+    def checkpoint_root(self) -> str:
+        """What the key of every checkpoint begins with."""
+        return f"{self.prefix}{OWN}checkpoint:"
 
     @property
     def environment(self) -> str:
@@ -192,6 +205,11 @@ class Keyspace:
         """Stream: one entry per batch of changes, written by the script that makes them."""
         return f"{self.prefix}{OWN}audit"
 
+    @property
+    def dead_dropped(self) -> str:
+        """Hash: queue → how many of its dead letters were lost to their list's bound; the capture counts them."""
+        return f"{self.prefix}{OWN}dead:dropped"
+
     def journal(self, run_id: str) -> str:
         """Hash: "run", what the run is; "epoch.n", a batch's letters; "epoch.n:u", its receipt; "epoch.n:p", places."""
         return f"{self.prefix}{OWN}run:{run_id}:j"
@@ -199,6 +217,10 @@ class Keyspace:
     def quarantine(self, run_id: str, queue: str, part: int = 1) -> str:
         """List: messages that a run took out of circulation, as they were. Never expires."""
         return f"{self.prefix}{OWN}run:{run_id}:q{f'.{part}' if part > 1 else ''}:{queue}"
+
+    def redriven(self, run_id: str, key: str) -> str:
+        """List: dead letters that a run has sent again, as they were; lives as long as the run's journal."""
+        return f"{self.prefix}{OWN}run:{run_id}:d:{key.removeprefix(self.prefix)}"
 
     def quarantine_of_full(self, run_id: str, key: str) -> str:
         """List: what a queue's list held when a server without memory was purged; its name is all that is known."""

@@ -16,7 +16,7 @@ import msgspec
 
 from opslib import __version__, redact
 from opslib.errors import PlanTooLarge, Refused
-from opslib.selection import Selection
+from opslib.selection import DeadSelection, Selection
 
 SCHEMA_VERSION = 1
 #: What was judged longer ago than this is looked at again before it is acted upon.
@@ -57,6 +57,10 @@ class Kind(StrEnum):
 
         SEND: Publish a message.
 
+        REDRIVE: Send dead letters again, and take them out of their list in the same step.
+
+        HANDOVER: Give a task's saved state to the task that goes on with its work, and link the two.
+
         GROW: Add processes or threads to a node's pool.
 
         SHRINK: Take some away from it.
@@ -81,6 +85,8 @@ class Kind(StrEnum):
     RESUME = "resume"
     REVOKE = "revoke"
     SEND = "send"
+    REDRIVE = "redrive"
+    HANDOVER = "handover"
     GROW = "grow"
     SHRINK = "shrink"
     LIMIT = "limit"
@@ -125,6 +131,34 @@ class Copy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Redrive:
+    """
+    How dead letters are sent again.
+
+    Attributes:
+        queue: Where to; empty for the queue that each came from.
+
+        new_ids: Whether each gets an id of its own: nobody waits for it, and a revoke of the old one does not hold it.
+
+        keep_retries: Whether the retries that it had count; otherwise it has all of them again.
+
+        expired: Whether what has expired is sent as well, without its expiry; otherwise it is refused.
+
+        args, kwargs: JSON of other arguments, for one letter; empty for those that it had.
+
+        rate_per_s: So many a second at most; 0 for as many as the broker bears.
+    """
+
+    queue: str = ""
+    new_ids: bool = False
+    keep_retries: bool = False
+    expired: bool = False
+    args: str = ""
+    kwargs: str = ""
+    rate_per_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Action:
     """
     One intended change.
@@ -147,6 +181,10 @@ class Action:
 
         only: Which messages of its lists are meant; None for all.
 
+        letters: Which dead letters of its lists are meant; None for what is not about dead letters.
+
+        redrive: How they are sent again.
+
         message: Bytes to publish, as text.
 
         ttl_s: Seconds that a key shall live from now on; None for no change.
@@ -166,6 +204,8 @@ class Action:
     node: str = ""
     terminate: bool = False
     only: Selection | None = None
+    letters: DeadSelection | None = None
+    redrive: Redrive | None = None
     message: str = ""
     ttl_s: float | None = None
     effect: str = ""

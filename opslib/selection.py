@@ -1,4 +1,4 @@
-"""A filter in a person's words → whether it means a message: by its task's name, its retries, its expiry."""
+"""A filter in a person's words → whether it means a message or a dead letter."""
 
 from __future__ import annotations
 
@@ -79,5 +79,95 @@ class Selection:
         if self.expired_at is not None:
             ago = f" {spell(now - self.expired_at)} ago" if now is not None and now - self.expired_at >= 1 else ""
             said.append(f"expired{ago}")
+        said += [f"at most {self.limit:,}"] if self.limit else []
+        return ", ".join(said)
+
+
+class DeadMeant(Protocol):
+    """What a filter of dead letters looks at."""
+
+    @property
+    def entry_id(self) -> str:
+        """The entry's own name."""
+
+    @property
+    def task_id(self) -> str:
+        """Id of the task that failed."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+
+    @property
+    def signature(self) -> str:
+        """What failures of one cause have in common."""
+
+    @property
+    def cause(self) -> str:
+        """How the task died."""
+
+    @property
+    def failed_at(self) -> float | None:
+        """Epoch seconds of the failure."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadSelection:
+    """
+    Which dead letters are meant: those for which every condition holds.
+
+    Attributes:
+        ids: Entry ids or task ids; empty for any.
+
+        task: Glob that the task's name fits.
+
+        signature: A signature's short name, or a glob that its text fits.
+
+        cause: How the task died; empty for any.
+
+        failed_before, failed_after: Epoch seconds. A letter that does not say when it failed fits neither.
+
+        limit: So many at most, the oldest first; 0 for all.
+    """
+
+    ids: tuple[str, ...] = ()
+    task: str = "*"
+    signature: str = ""
+    cause: str = ""
+    failed_before: float | None = None
+    failed_after: float | None = None
+    limit: int = 0
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether it leaves nothing out, but for a limit."""
+        others = (self.ids, self.task.strip("*?"), self.signature.strip("*"), self.cause)
+        return not any(others) and self.failed_before is None and self.failed_after is None
+
+    def fits(self, letter: DeadMeant) -> bool:
+        """Whether it means this one."""
+        at = letter.failed_at
+        return (
+            (not self.ids or letter.entry_id in self.ids or letter.task_id in self.ids)
+            and (not self.cause or letter.cause == self.cause)
+            and (self.failed_before is None or (at is not None and at <= self.failed_before))
+            and (self.failed_after is None or (at is not None and at >= self.failed_after))
+            and (self.task == "*" or fnmatchcase(letter.task, self.task))
+            and (not self.signature or self._is_signed(letter.signature))
+        )
+
+    def _is_signed(self, signature: str) -> bool:
+        from opslib import letters
+
+        return letters.name_of(signature) == self.signature or fnmatchcase(signature, self.signature)
+
+    def words(self, now: float | None = None) -> str:
+        """Return it as a sentence says it; empty for everything."""
+        said = [f"of {self.task}"] if self.task.strip("*") else []
+        said += [f"with signature {self.signature}"] if self.signature else []
+        said += [f"that died as {self.cause}"] if self.cause else []
+        for at, how in ((self.failed_before, "more"), (self.failed_after, "less")):
+            said += [f"failed {how} than {spell(max(0.0, now - at))} ago"] if at is not None and now is not None else []
+        said += [f"{len(self.ids)} by id"] if self.ids else []
         said += [f"at most {self.limit:,}"] if self.limit else []
         return ", ".join(said)

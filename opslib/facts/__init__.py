@@ -1,6 +1,8 @@
 """What was seen, as frozen rows: one reading of a deployment, and what of it stayed unseen."""
 
 from opslib.facts.app_keys import TaskKey
+from opslib.facts.checkpoints import Checkpoint, Resumable
+from opslib.facts.dead import DeadGroup, DeadLetter, DeadLetters, DeadList
 from opslib.facts.messages import (
     UNKNOWN_TASK,
     Message,
@@ -24,14 +26,18 @@ from opslib.facts.system import (
     StoredResult,
     TaskInfo,
 )
-from opslib.facts.whereabouts import DeadLetter, Whereabouts
+from opslib.facts.whereabouts import Whereabouts
 from opslib.facts.window import Flow, TaskEvents, Window
 
 __all__ = [
     "FINAL_STATES",
     "UNKNOWN_TASK",
+    "Checkpoint",
     "Coverage",
+    "DeadGroup",
     "DeadLetter",
+    "DeadLetters",
+    "DeadList",
     "Flow",
     "HeldTask",
     "ListInfo",
@@ -42,6 +48,7 @@ __all__ = [
     "QueueInfo",
     "Rate",
     "Reading",
+    "Resumable",
     "RetryingTask",
     "ServerInfo",
     "Snapshot",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from opslib.facts.dead import DeadLetters
 from opslib.facts.messages import UnackedMessage, UnreadableMessage, WaitingMessage
 from opslib.facts.system import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, StoredResult
 from opslib.facts.window import Window
@@ -52,6 +53,8 @@ class Snapshot(Reading):
 
         window: What happened between the two looks; None where nobody watched.
 
+        letters: Every dead letter; None where nobody asked for them.
+
         foreign_prefixes: Key prefixes under which other Celery keys were seen.
 
         result_states: Results by state, over all that were read.
@@ -65,6 +68,7 @@ class Snapshot(Reading):
     coverage: tuple[Coverage, ...] = ()
     earlier: Reading | None = None
     window: Window | None = None
+    letters: DeadLetters | None = None
     visibility_timeout_s: float = 3600.0
     visibility_source: str = "Celery's default"
     foreign_prefixes: tuple[str, ...] = ()

@@ -4,27 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from opslib.facts.dead import DeadLetter
 from opslib.facts.messages import QuarantinedMessage, UnackedMessage, WaitingMessage
 from opslib.facts.snapshot import Snapshot
 from opslib.selection import Selection
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeadLetter:
-    """
-    One entry of a dead-letter list that names a task.
-
-    Attributes:
-        key: List that holds it.
-
-        failed_at: As the entry says it; empty if it does not.
-    """
-
-    task_id: str
-    task: str
-    key: str
-    exception: str = ""
-    failed_at: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

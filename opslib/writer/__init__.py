@@ -28,6 +28,7 @@ from opslib.writer import (
     pools,
     putback,
     rates,
+    redriven,
     repair,
     resume,
     selected,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 
 #: What may be about all that lists hold, or about what a filter means of it.
-_OF_LISTS = {Kind.PURGE, Kind.MOVE, Kind.REORDER}
+_OF_LISTS = {Kind.PURGE, Kind.MOVE, Kind.REORDER, Kind.REDRIVE}
 
 
 def apply(plan: Plan, broker: Broker, *, dry_run: bool = True, confirm: str = "") -> tuple[Outcome, ...]:
@@ -138,7 +139,8 @@ def _fitting(action: Action, broker: Broker) -> None:
         }.get(copy.place, action.kind is Kind.UNDO)
         if not fits:
             raise Refused(f"Action {action.id} shows {action.subject}, and is about {copy.key}. Nothing was changed.")
-    if action.kind in {Kind.MOVE, Kind.SEND} and not space.is_queue_name(action.destination):
+    named = action.kind in {Kind.MOVE, Kind.SEND} or (action.kind is Kind.REDRIVE and action.destination)
+    if named and not space.is_queue_name(action.destination):
         raise Refused(f"Action {action.id} puts messages into {action.destination}, which is no queue's name.")
 
 
@@ -181,6 +183,8 @@ def _intent(action: Action) -> tuple[object, ...]:
         action.node,
         action.terminate,
         action.only,
+        action.letters,
+        action.redrive,
         action.message,
         action.ttl_s,
     )
@@ -278,6 +282,7 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
         ({Kind.QUARANTINE, Kind.MOVE, Kind.REORDER}, handler.single),
         ({Kind.REPAIR}, lambda some: repair.repair(primitive, some)),
         ({Kind.PURGE}, lambda some: [_purge(mover, action) for action in some]),
+        ({Kind.REDRIVE}, lambda some: [redriven.redrive(primitive, action) for action in some]),
         ({Kind.SEND}, lambda some: sent.send(primitive, some)),
         ({Kind.DELETE}, lambda some: stored.delete(primitive, some, vault.free(folder))),
         ({Kind.EXPIRE}, lambda some: stored.expire(primitive, some)),
@@ -320,7 +325,7 @@ def _is_of_lists(action: Action) -> bool:
 
 
 def _purge(mover: Mover, action: Action) -> Outcome:
-    return selected.carry_out(mover, action) if action.only else lists.purge(mover.primitive, action)
+    return selected.carry_out(mover, action) if action.only or action.letters else lists.purge(mover.primitive, action)
 
 
 def _aside(primitive: Primitive) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def answers(error: BaseException, actions: Sequence[Action]) -> bool:
     """Whether a plan failed only because the server is full, and consists of what can be done nevertheless."""
-    all_can = all(action.kind is Kind.PURGE and not action.only for action in actions)
+    all_can = all(action.kind is Kind.PURGE and not (action.only or action.letters) for action in actions)
     return bool(actions) and all_can and refusals.is_full(error)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from opslib import refusals
+from opslib import letters, refusals
 from opslib.collectors import queues
 from opslib.envelope import Head, digest, head
 from opslib.errors import OpsError
@@ -100,6 +100,7 @@ class _Selected:
 
     def __init__(self, mover: Mover, action: Action) -> None:
         self._mover, self._action = mover, action
+        self._only = action.only or action.letters
         self._primitive = mover.primitive
         self._broker: Broker = mover.primitive.broker
         self.account = _Account()
@@ -136,7 +137,7 @@ class _Selected:
         self._primitive.call("note", self._primitive.keys(), [MOVED], receipt=receipt, about={"taken": copy.key})
 
     def _take_meant(self, copy: Copy) -> None:
-        only, most = self._action.only, self._most(copy)
+        only, most = self._only, self._most(copy)
         if most <= 0 or self.account.halted:
             return
         if only is None or (only.is_everything and not self.ends_next):
@@ -152,7 +153,7 @@ class _Selected:
 
     def _most(self, copy: Copy) -> int:
         """Return how many messages of one list may be taken: as many as planned and a few more, or as were said."""
-        only, taken = self._action.only, self._past.taken
+        only, taken = self._only, self._past.taken
         if not (only and only.limit):
             return lists.most(copy.count) - taken[copy.key]
         return min(copy.count - taken[copy.key], only.limit - self.before - self.account.met)
@@ -262,7 +263,7 @@ class _Selected:
         if action.kind is Kind.PURGE:
             place = Place(key=space.quarantine(self._primitive.run_id, copy.queue))
             note_field = digest(raw)
-            note = json.dumps({"place": "waiting", "key": copy.key, "queue": copy.queue, "subject": _id(raw)})
+            note = json.dumps({"place": "waiting", "key": copy.key, "queue": copy.queue, "subject": _id(raw, action)})
         elif action.kind is Kind.MOVE:
             place = Place(key=space.queue(action.destination, step))
             written = rerouted(raw, action.destination)
@@ -272,7 +273,7 @@ class _Selected:
         return Move(
             action=action.id,
             subject=action.subject,
-            task=action.only.task if action.only else "",
+            task=self._only.task if self._only else "",
             source=Place(key=source),
             destination=place,
             seen=raw,
@@ -293,13 +294,11 @@ class _Selected:
         What this action has put next is in the list of the greatest urgency, and fits its own filter: it is not meant
         once more, or it would be taken for what waits there.
         """
-        only = self._action.only
         is_goal = self.ends_next and copy.key == self._broker.keys.queue(copy.queue)
         arrived = Counter(self._past.arrived) if is_goal else Counter[str]()
 
         def means(raw: bytes) -> bool:
-            found = head(raw)
-            if only and not (isinstance(found, Head) and only.fits(found)):
+            if not self._fits(raw):
                 return False
             if arrived and arrived[sha := digest(raw)] > 0:
                 arrived[sha] -= 1
@@ -307,6 +306,14 @@ class _Selected:
             return True
 
         return means
+
+    def _fits(self, raw: bytes) -> bool:
+        """Whether a filter means what a list holds there: a message, or a dead letter."""
+        if dead := self._action.letters:
+            letter = letters.read(raw)
+            return dead.is_everything or (isinstance(letter, letters.Letter) and dead.fits(letters.Row(letter)))
+        found = head(raw)
+        return not self._action.only or (isinstance(found, Head) and self._action.only.fits(found))
 
     def _all(self, key: str, length: int) -> list[bytes]:
         """Return what a short list holds, the first served first."""
@@ -377,6 +384,9 @@ def _past(primitive: Primitive, action: Action) -> _Past:
     return past
 
 
-def _id(raw: bytes) -> str:
+def _id(raw: bytes, action: Action) -> str:
+    if action.letters:
+        letter = letters.read(raw)
+        return letter.task_id if isinstance(letter, letters.Letter) and letter.task_id else digest(raw)
     found = head(raw)
     return found.task_id if isinstance(found, Head) else digest(raw)

@@ -10,6 +10,7 @@ _BEGINS = {
     "move": ("primitive",),
     "deal": ("primitive",),
     "push": ("primitive",),
+    "redrive": ("primitive",),
     "rename": ("primitive",),
     "note": ("primitive",),
     "index": ("primitive",),

@@ -1,0 +1,135 @@
+-- Send dead letters again: each message into its queue, and each letter out of its list in the same step.
+--
+-- KEYS: 4 the dead-letter list, 5 where this run keeps the letters that it has sent, 6.. the queues' lists
+-- ARGV: life of the kept ones in ms, letters at the served end that are passed over, this database and that of the
+--   chords ('' = this one), then for each letter from there on, the oldest first: what knows it again ('i' and its entry
+--   id, or 's' and the sha1 of its bytes), list key no. (0: it stays), message, its chord (key of the group, its id and
+--   its index in there; '' = none)
+-- Letters: A sent, S stays, K the chord's count cannot be mended; or C for each, and nothing written: the list moved on.
+-- Seen: how many letters this run kept before.
+local DEAD, KEPT, LIFE, PASSED = KEYS[FIRST_KEY], KEYS[FIRST_KEY + 1], ARGV[FIRST], tonumber(ARGV[FIRST + 1])
+local HOME, CHORDS, FIELDS = ARGV[FIRST + 2], ARGV[FIRST + 3], 6
+
+local items, chords = {}, false
+for at = FIRST + 4, #ARGV, FIELDS do
+  items[#items + 1] = {
+    known = ARGV[at], list = KEYS[tonumber(ARGV[at + 1])], message = ARGV[at + 2],
+    group = ARGV[at + 3], id = ARGV[at + 4], index = ARGV[at + 5],
+  }
+  chords = chords or ARGV[at + 3] ~= ''
+end
+
+need(DEAD, 'list')
+need(KEPT, 'list')
+may('LPUSH', KEPT, 'x')
+may('PEXPIRE', KEPT, LIFE)
+may('LSET', DEAD, '0', 'x')
+may('LREM', DEAD, '0', 'x')
+may('LTRIM', DEAD, '0', '0')
+local checked = {}
+for _, item in ipairs(items) do
+  if item.list and not checked[item.list] then
+    checked[item.list] = true
+    need(item.list, 'list')
+    may('LPUSH', item.list, item.message)
+  end
+  if item.group ~= '' then
+    may('ZREM', item.group .. '.j', 'x')
+    may('LREM', item.group .. '.j', '0', 'x')
+    may('SREM', item.group .. '.d', 'x')
+    may('SET', item.group .. '.s', '1')
+    may('DEL', item.group .. '.c')
+  end
+end
+if problem then return problem end
+
+local function go_to(database)
+  if database ~= '' and CHORDS ~= '' then redis.call('SELECT', database) end
+end
+
+-- Answer what a chord has of one of its tasks; nil where nobody can say any more how many those are.
+local function part_of(item)
+  local results = item.group .. '.j'
+  local kind = redis.call('TYPE', results).ok
+  local found = {}
+  if kind == 'zset' then
+    local score = item.index ~= '' and item.index or '+inf'
+    found = redis.call('ZRANGEBYSCORE', results, score, score)
+  elseif kind == 'list' then
+    found = redis.call('LRANGE', results, 0, -1)
+  end
+  for _, entry in ipairs(found) do
+    local read, value = pcall(cjson.decode, entry)
+    if read and type(value) == 'table' and value[2] == item.id then return {kind = kind, entry = entry} end
+  end
+  -- It has not been counted yet, or was mended before: its size is still there.
+  if redis.call('EXISTS', item.group .. '.s') == 1 then return {} end
+  return nil
+end
+
+-- Have a chord wait for one of its tasks again: Celery forgets the size once the last task of a failed one has returned.
+local function mend(item)
+  local part, results = item.part, item.group .. '.j'
+  if not part.entry then return end
+  if redis.call('EXISTS', item.group .. '.s') == 0 then
+    local size = redis.call(part.kind == 'zset' and 'ZCARD' or 'LLEN', results)
+    size = size - tonumber(redis.call('GET', item.group .. '.t') or '0')
+    local life = redis.call('PTTL', results)
+    redis.call('SET', item.group .. '.s', size)
+    if life > 0 then redis.call('PEXPIRE', item.group .. '.s', life) end
+  end
+  if part.kind == 'zset' then redis.call('ZREM', results, part.entry) else redis.call('LREM', results, 1, part.entry) end
+  redis.call('SREM', item.group .. '.d', item.id .. ':' .. (item.index ~= '' and item.index or '+inf'))
+  redis.call('DEL', item.group .. '.c')
+end
+
+local here = redis.call('LRANGE', DEAD, -PASSED - #items, -PASSED - 1)
+local as_seen = #here == #items
+for n, item in ipairs(items) do
+  item.letter = here[#here + 1 - n]
+  local how, known = string.sub(item.known, 1, 1), string.sub(item.known, 2)
+  as_seen = as_seen and (how == 'i' and string.find(item.letter, known, 1, true)
+    or how == 's' and redis.sha1hex(item.letter) == known)
+end
+if not as_seen then
+  begin()
+  return done(string.rep('C', #items), '')
+end
+
+local letters, taken = {}, {}
+if chords then go_to(CHORDS) end
+for n, item in ipairs(items) do
+  if item.group ~= '' then item.part = part_of(item) end
+  letters[n] = not item.list and 'S' or item.group ~= '' and not item.part and 'K' or 'A'
+end
+if chords then go_to(HOME) end
+
+local before = redis.call('LLEN', KEPT)
+begin()
+if chords then
+  go_to(CHORDS)
+  for n, item in ipairs(items) do
+    if letters[n] == 'A' and item.group ~= '' then mend(item) end
+  end
+  go_to(HOME)
+end
+local values = {}
+for n, item in ipairs(items) do
+  if letters[n] == 'A' then
+    taken[#taken + 1] = n
+    redis.call('LPUSH', item.list, item.message)
+    values[#values + 1] = item.letter
+  end
+end
+if #taken > 0 then
+  redis.call('LPUSH', KEPT, unpack(values))
+  redis.call('PEXPIRE', KEPT, LIFE)
+end
+if PASSED == 0 and #taken == #items then
+  redis.call('LTRIM', DEAD, 0, -#items - 1)
+elseif #taken > 0 then
+  local mark = 'opslib:leaving:' .. ARGV[1] .. ':' .. BATCH
+  for _, n in ipairs(taken) do redis.call('LSET', DEAD, -PASSED - n, mark) end
+  redis.call('LREM', DEAD, -#taken, mark)
+end
+return done(table.concat(letters), tostring(before))
