@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -104,7 +105,10 @@ class Letter(msgspec.Struct, kw_only=True):
         """The bytes of the message that failed; empty if the entry has none."""
         if self.envelope_base64:
             return base64.b64decode(self.envelope_base64)
-        return self.envelope.encode("utf-8", "surrogateescape")
+        try:
+            return self.envelope.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # half of a surrogate pair, which no message is written with
+            return self.envelope.encode("utf-8", "backslashreplace")
 
     @property
     def failed_epoch(self) -> float | None:
@@ -226,7 +230,7 @@ def _tolerant(raw: bytes) -> Letter | Unreadable:
         redrives=_whole(value.get("redrives")),
         exception=_text(value.get("exception") or value.get("exc"), MOST_EXCEPTION),
         traceback=_text(value.get("traceback"))[-MOST_TRACEBACK:],
-        envelope=envelope if isinstance(envelope, str) else msgspec.json.encode(envelope).decode() if envelope else "",
+        envelope=envelope if isinstance(envelope, str) else json.dumps(envelope) if envelope else "",
         **{name: _text(value.get(name)) for name in ("task_id", "task_name", "exc_type", "worker", "queue", "cause")},
     )
     if letter.envelope and isinstance(found := head(letter.message), Head):
@@ -240,7 +244,8 @@ def _own_id(raw: bytes) -> str:
 
 
 def _text(value: object, most: int = MOST_TRACEBACK * 50) -> str:
-    return str(value)[:most] if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    text = str(value)[:most] if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    return text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be written anywhere
 
 
 def _whole(value: object) -> int:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -176,6 +176,8 @@ def decide(letter: Letter | Unreadable, how: Redrive, known: Known, *, tag: str,
         return Note.SUCCEEDED
     if not new_id and letter.task_id in known.revoked:
         return Note.REVOKED
+    if how == _AS_IT_WAS and (message := _spliced(letter, tag)) is not None:
+        return Sending(message=message, task_id=letter.task_id, queue=letter.queue, priority=0, notes=_plain(letter))
     parts = _parts(letter)
     if isinstance(parts, Note):
         return parts
@@ -225,10 +227,9 @@ class _Message:
     whole: _Raw
     headers: _Raw
     properties: _Raw
-    body: str
+    body: bytes
     is_json: bool
     redrives: int = 0
-    queue: str = ""
     priority: int = 0
     expires_at: float | None = None
     eta_at: float | None = None
@@ -238,12 +239,27 @@ class _Message:
     has_errbacks: bool = False
     protocol_1: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def queue(self) -> str:
+        """The queue that it was sent to by the default exchange; empty if it went through another."""
+        information = _any(self.properties.get("delivery_info", _NULL))
+        if not isinstance(information, dict) or information.get("exchange"):
+            return ""
+        return str(information.get("routing_key") or "")
+
+    @property
+    def text(self) -> bytes:
+        """Its body as the task's arguments are written in it."""
+        body = _text(self.body)
+        return base64.b64decode(body) if self.properties.get("body_encoding") == _BASE64 else body.encode()
+
 
 _opened = msgspec.json.Decoder(_Raw).decode
 _text = msgspec.json.Decoder(str).decode
 _any = msgspec.json.decode
 _encode = msgspec.json.encode
-_NULL, _JSON, _BASE64 = (msgspec.Raw(text) for text in (b"null", b'"application/json"', b'"base64"'))
+_NULL, _ZERO, _JSON, _BASE64 = (msgspec.Raw(text) for text in (b"null", b"0", b'"application/json"', b'"base64"'))
+_NO_PRIORITY = (_NULL, _ZERO)
 
 
 def _parts(letter: Letter) -> _Message | Note:
@@ -258,10 +274,11 @@ def _parts(letter: Letter) -> _Message | Note:
             return Note.UNWRITABLE
     try:
         whole = _opened(raw)
-        parts = _opened(whole["headers"]), _opened(whole["properties"]), _text(whole["body"])
+        headers, properties = _opened(whole["headers"]), _opened(whole["properties"])
+        body = bytes(whole["body"])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
         return _odd_parts(raw)
-    return _of_parts(whole, *parts)
+    return _of_parts(whole, headers, properties, body)
 
 
 def _odd_parts(raw: bytes) -> _Message | Note:
@@ -279,10 +296,10 @@ def _odd_parts(raw: bytes) -> _Message | Note:
         )
     except ValueError:
         return Note.UNWRITABLE
-    return _of_parts(whole, inner, outer, value["body"])
+    return _of_parts(whole, inner, outer, bytes(whole["body"]))
 
 
-def _of_parts(whole: _Raw, headers: _Raw, properties: _Raw, body: str) -> _Message | Note:
+def _of_parts(whole: _Raw, headers: _Raw, properties: _Raw, body: bytes) -> _Message | Note:
     found = _Message(
         whole=whole,
         headers=headers,
@@ -311,13 +328,9 @@ def _read_rest(found: _Message) -> None:
     if REDRIVES in headers:
         count = _any(headers[REDRIVES])
         found.redrives = count if isinstance(count, int) and count > 0 else 0
-    if (priority := properties.get("priority", _NULL)) != _NULL:
+    if (priority := properties.get("priority", _ZERO)) not in _NO_PRIORITY:
         value = _any(priority)
         found.priority = value if isinstance(value, int) else 0
-    if (where := properties.get("delivery_info", _NULL)) != _NULL:
-        information = _any(where)
-        if isinstance(information, dict) and not information.get("exchange"):
-            found.queue = str(information.get("routing_key") or "")
 
 
 def _read_embedded(found: _Message) -> None:
@@ -338,8 +351,7 @@ def _read_embedded(found: _Message) -> None:
 
 
 def _body_of(found: _Message) -> list[Any]:
-    text = base64.b64decode(found.body) if found.properties.get("body_encoding") == _BASE64 else found.body.encode()
-    body = _any(text)
+    body = _any(found.text)
     if not isinstance(body, list) or len(body) != 3:
         raise ValueError("a body is a list of args, kwargs and what follows")
     return body
@@ -349,8 +361,7 @@ def _read_protocol_1(found: _Message) -> bool:
     """Read the header fields that a message of protocol 1 keeps in its body; False if they cannot be."""
     if not found.is_json:
         return False
-    text = base64.b64decode(found.body) if found.properties.get("body_encoding") == _BASE64 else found.body.encode()
-    body = _any(text)
+    body = _any(found.text)
     if not isinstance(body, dict) or not body.get("task"):
         return False
     found.protocol_1 = body
@@ -370,7 +381,7 @@ def _written(parts: _Message, letter: Letter, how: Redrive, now: float, tag: str
     """
     headers, properties = parts.headers, parts.properties
     changed: dict[str, object] = {}
-    if not how.keep_retries:
+    if not how.keep_retries and headers.get("retries") != _ZERO:
         changed["retries"] = 0
     if parts.eta_at is not None and parts.eta_at <= now:
         changed["eta"] = None
@@ -387,14 +398,13 @@ def _written(parts: _Message, letter: Letter, how: Redrive, now: float, tag: str
         parts.whole["body"] = _raw(_edited(parts, how, changed))
     if parts.protocol_1:
         parts.whole["body"] = _raw(_protocol_1(parts, {k: v for k, v in changed.items() if k != "root_id"}))
-    else:
+    elif changed:
         headers |= {name: _raw(value) for name, value in changed.items()}
     headers[REDRIVES] = _raw(max(letter.redrives, parts.redrives) + 1)
-    properties["delivery_tag"] = _raw(tag)
+    properties["delivery_tag"] = msgspec.Raw(f'"{tag}"'.encode())
     if how.queue:
         properties["delivery_info"] = _raw({"exchange": "", "routing_key": how.queue})
-    parts.whole["headers"], parts.whole["properties"] = _raw(headers), _raw(properties)
-    return _encode(parts.whole)
+    return _encode({**parts.whole, "headers": headers, "properties": properties})
 
 
 def _raw(value: object) -> msgspec.Raw:
@@ -420,7 +430,64 @@ def _spelled(parts: _Message, body: object) -> str:
     return base64.b64encode(text).decode() if parts.properties.get("body_encoding") == _BASE64 else text.decode()
 
 
-def _plain_ends() -> tuple[str, ...]:
+class _Head(msgspec.Struct):
+    """What a message must say, or not say, to be sent again with nothing more than another tag and a count."""
+
+    retries: Literal[0] = 0
+    eta: None = None
+    expires: None = None
+    task: str = ""
+    compression: None = None
+
+
+class _Own(msgspec.Struct):
+    delivery_tag: str
+    priority: Literal[0] | None = 0
+
+
+class _Plain(msgspec.Struct):
+    headers: _Head
+    properties: _Own
+    body: str
+
+
+_plain_message = msgspec.json.Decoder(_Plain).decode
+_AS_IT_WAS = Redrive()
+_OPENS = b'"headers": {'
+_COUNTED = b'"headers": {"x-redrive": 1, '
+
+
+def _spliced(letter: Letter, tag: str) -> bytes | None:
+    """
+    Return a message as it was but for its tag and the count, the bytes of all else untouched; None for an odd one.
+
+    It is what nearly all letters take, in a third of the time: nothing follows the task, nothing is due or expired, it
+    was not retried nor sent again before, and what is to be changed stands in it only once.
+    """
+    raw = letter.message
+    if not raw or letter.redrives:
+        return None
+    try:
+        found = _plain_message(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    old = f'"{found.properties.delivery_tag}"'.encode()
+    if (
+        not found.headers.task
+        or not found.body.endswith(_ENDS)
+        or raw.count(old) != 1
+        or raw.count(_OPENS) != 1
+        or b'"x-redrive"' in raw
+    ):
+        return None
+    return raw.replace(old, f'"{tag}"'.encode()).replace(_OPENS, _COUNTED)
+
+
+def _plain(letter: Letter) -> tuple[Note, ...]:
+    return (Note.POISON,) if letter.cause in _POISON else ()
+
+
+def _plain_ends() -> tuple[bytes, ...]:
     """
     Return how a body ends after which nothing follows: no chain, no chord, no errbacks.
 
@@ -428,11 +495,13 @@ def _plain_ends() -> tuple[str, ...]:
     by how the bytes before them fall into threes.
     """
     end = b'"errbacks": null, "chain": null, "chord": null}]'
-    spelled = [base64.b64encode(b"\0" * before + end).decode() for before in range(3)]
-    return (*(text[4:] for text in spelled), end.decode())
+    spelled = [base64.b64encode(b"\0" * before + end) for before in range(3)]
+    return (*(text[4:] + b'"' for text in spelled), end.replace(b'"', b'\\"') + b'"')
 
 
 _PLAIN_ENDS = _plain_ends()
+#: The same of a body that was read; one that is not in base64 takes the longer way.
+_ENDS = tuple(end[:-1].decode() for end in _PLAIN_ENDS[:3])
 
 
 def tags(count: int) -> list[str]:

@@ -23,7 +23,7 @@ _LARGEST = 64 * 1024 * 1024
 DONE = frozenset("AN")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """
     One call of a script.
@@ -47,9 +47,12 @@ class Batch:
         epoch, number = self.number.split(".")
         return int(epoch), int(number)
 
-    @property
+    @cached_property
     def items(self) -> list[dict[str, Any]]:
-        """What it was about, as its receipt has it."""
+        """What it was about, as its receipt has it; of many alike, it has columns."""
+        columns = self.receipt.get("columns")
+        if columns:
+            return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return cast("list[dict[str, Any]]", self.receipt.get("items", []))
 
     def done(self, n: int) -> bool:

@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -123,6 +123,7 @@ class Primitive:
         *,
         receipt: Mapping[str, Any],
         about: Mapping[str, object],
+        meanwhile: Callable[[], object] | None = None,
     ) -> Answer:
         """
         Run a script as the next batch and return what it did.
@@ -131,6 +132,8 @@ class Primitive:
             receipt: What its undoing needs to know; kept in the journal.
 
             about: What the audit says of it.
+
+            meanwhile: Called while the server works, such as what prepares the next batch.
 
         Raises:
             Halted: If the broker should be left alone, is another server by now, or did not answer an earlier batch.
@@ -156,7 +159,7 @@ class Primitive:
             audit.write("intent", batch=number, plan=self._plan, script=script, **about)
             points.passed("after-intent")
             values = [self._lock.token, number, LIFE_MS, self._line, AUDIT_ENTRIES, kept, *values]
-            said, letters, seen = self._eval(number, script, keys, values)
+            said, letters, seen = self._eval(number, script, keys, values, meanwhile)
             points.passed("after-script")
             audit.note("result", batch=number, said=said, letters=letters)
             points.passed("after-result")
@@ -194,7 +197,12 @@ class Primitive:
                 self.broker.writes.expire(self.broker.keys.journal(run_id), JOURNAL_LIFE_S)
 
     def _eval(
-        self, number: str, script: str, keys: Keys, values: Sequence[bytes | str | float]
+        self,
+        number: str,
+        script: str,
+        keys: Keys,
+        values: Sequence[bytes | str | float],
+        meanwhile: Callable[[], object] | None,
     ) -> tuple[str, str, str]:
         """Send a batch; one without an answer is asked for again under its number, which the journal makes safe."""
         from redis.exceptions import ConnectionError as Lost
@@ -203,19 +211,40 @@ class Primitive:
         text = scripts.text(script)
         names = [raw_name(name) for name in keys.names]
         arguments = [_encoded(value) for value in values]
-        began = time.monotonic()
+        took_s = 0.0
         try:
-            answer = self.broker.writes.eval(text, len(names), *names, *arguments)
+            if meanwhile is None:
+                began = time.monotonic()
+                answer = self.broker.writes.eval(text, len(names), *names, *arguments)
+                took_s = time.monotonic() - began
+            else:
+                answer, took_s = self._asked(["EVAL", text, len(names), *names, *arguments], meanwhile)
         except (Lost, Late):
             time.sleep(_ASK_AGAIN_S)
             self.over, self._answered = f"Batch {number} had no answer, asked twice; nothing more was sent.", False
             answer = self.broker.writes.eval(text, len(names), *names, *arguments)
             self.over, self._answered = "", True
         if self.watch:
-            self.watch.after_batch(time.monotonic() - began)
+            self.watch.after_batch(took_s)
         parts = [part.decode("utf-8", "backslashreplace") for part in cast("list[bytes]", answer)]
         said, letters, seen = [*parts, "", ""][:3]
         return said, letters, seen
+
+    def _asked(self, command: Sequence[object], meanwhile: Callable[[], object]) -> tuple[object, float]:
+        """Send a command, do something else until its answer is there; return it, and how long it was waited for."""
+        client = self.broker.writes
+        pool = client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_command(*command)
+            meanwhile()
+            began = time.monotonic()
+            return client.parse_response(connection, "EVAL"), time.monotonic() - began
+        except BaseException:
+            connection.disconnect()  # an answer that nobody has read would be taken for the next one
+            raise
+        finally:
+            pool.release(connection)
 
 
 def _encoded(value: bytes | str | float) -> bytes:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from opslib import pidbox
-from opslib.collectors import queues
-from opslib.envelope import digest
-from opslib.keys import raw_name
 from opslib.plan import Action, Kind, Outcome, Status
-from opslib.writer import consumers, lists, pools, rates, repair, stored
+from opslib.writer import consumers, handed, lists, pools, rates, recalled, repair, stored
 from opslib.writer import journal as journals
 from opslib.writer.journal import Batch, Journal
 from opslib.writer.moves import MOVED, MOVED_NEXT, UNDONE, Move, Mover, Place, old_bytes
@@ -40,8 +37,12 @@ def carry_out(primitive: Primitive, mover: Mover, actions: Sequence[Action]) -> 
     for op, some in groupby(actions, key=lambda action: _op(batches, action)):
         if op in {"move", "send"}:
             outcomes += _moves_back(primitive, mover, list(some), batches, remembered)
+        elif op == "hand":
+            outcomes += handed.put_back(primitive, list(some), journals.read(primitive.broker, primitive.run_id))
         elif op == "keys":
             outcomes += _keys_back(primitive, list(some), batches)
+        elif op == "redrive":
+            outcomes += [recalled.recall(mover, action) for action in some]
         elif op == "node":
             outcomes += [_order_back(primitive, action, batches) for action in some]
         else:
@@ -73,6 +74,8 @@ def _kept_back(action: Action, why: str) -> Outcome:
 def _op(batches: Mapping[str, Batch], action: Action) -> str:
     """Return what kind of change an action puts back; empty for a whole list."""
     copy = action.copies[0]
+    if copy.place == "redriven":
+        return "redrive"
     return str(batches[copy.key].receipt.get("op")) if copy.place == "journal" else ""
 
 
@@ -113,7 +116,7 @@ def _moves_back(
     letters: defaultdict[int, list[str]] = defaultdict(list)
     for start in range(0, len(wanted), _PER_GO):
         some = wanted[start : start + _PER_GO]
-        found = _arrived(primitive.broker, [batch.items[n] for _, batch, n in some])
+        found = recalled.arrived(primitive.broker, [batch.items[n] for _, batch, n in some])
         moves = [
             (action, _reverse(primitive, batch, n, found[batch.items[n]["sha"]], action))
             for action, batch, n in some
@@ -181,30 +184,6 @@ def _reverse(primitive: Primitive, batch: Batch, n: int, arrived: bytes, action:
         written=old_bytes(item, arrived),
         undoes=(batch.number, n),
     )
-
-
-def _arrived(broker: Broker, items: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """Return the bytes of messages where a run put them, by sha256; those that are gone are missing."""
-    found: dict[str, bytes] = {}
-    wanted: defaultdict[str, set[str]] = defaultdict(set)
-    for item in items:
-        key, index, tag, _ = item["to"]
-        if index:
-            raw = cast("bytes | None", broker.writes.hget(raw_name(key), raw_name(tag)))
-            if raw is not None and digest(raw) == item["sha"]:
-                found[item["sha"]] = raw
-        else:
-            wanted[key].add(item["sha"])
-    for key, shas in wanted.items():
-        left = set(shas)
-        for raw in queues.likely(broker, key):
-            sha = digest(raw)
-            if sha in left:
-                left.discard(sha)
-                found[sha] = raw
-            if not left:
-                break
-    return found
 
 
 def _keys_back(primitive: Primitive, actions: Sequence[Action], batches: Mapping[str, Batch]) -> list[Outcome]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
 
 from opslib import letters, pidbox, redriving, refusals
 from opslib.collectors import results
@@ -21,17 +23,22 @@ from opslib.redriving import REFUSALS, Known, Note, Sending
 from opslib.selection import DeadSelection
 from opslib.writer import journal as journals
 from opslib.writer import lists
-from opslib.writer.moves import CHANGED, MOVED
-from opslib.writer.primitive import JOURNAL_LIFE_S, Primitive
+from opslib.writer.moves import BATCH_BYTES, CHANGED, MOVED
+from opslib.writer.primitive import JOURNAL_LIFE_S, Keys, Primitive
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
-STAYS, NO_CHORD = "S", "K"
+STAYS, HAS_RUN, NO_CHORD = "S", "R", "K"
+_SAID = {HAS_RUN: Note.SUCCEEDED, NO_CHORD: Note.CHORD_UNKNOWN}
 _ANSWER_S = 2.0
 #: So often a list is looked at from its end again, because somebody else took letters of it or its bound did.
 _LOOKS = 20
 _SHOWN_IDS = 50
+#: Letters in one script, at most: each costs the server less than a move, for none is searched for.
+_BATCH = 500
+#: What is read at once, and so held in memory.
+_CHUNK, _CHUNK_BYTES, _SAMPLES = 4_000, 8 * 1024 * 1024, 100
 _SUCCESS = "SUCCESS"
 
 
@@ -100,6 +107,9 @@ class _Redriving:
         self._only = action.letters or DeadSelection()
         self._began = time.monotonic()
         self._queues: dict[str, bool] = {}
+        self._lists: dict[tuple[str, int], str] = {}
+        self._left = self._passed = 0
+        self._known: set[str] = set()
         self.account = _Account()
         self.before = _sent_before(primitive, action)
 
@@ -118,8 +128,8 @@ class _Redriving:
         return f"{count} node{'s' * (count != 1)}" if count else ""
 
     @cached_property
-    def _chords(self) -> str | None:
-        """Number of the database in which chords are counted, empty for the broker's own; None on another server."""
+    def _results(self) -> str | None:
+        """Number of the results' database, empty for the broker's own; None where they are on another server."""
         client = self._broker.results
         if client is None:
             return None
@@ -133,57 +143,97 @@ class _Redriving:
         """Send what is meant of one list, from its oldest letter on: no more than were there at first."""
         from redis.exceptions import RedisError
 
+        self._passed, self._known, looks = 0, set(), 0
+        self._left = (self._only.limit or lists.most(planned)) - self.before
         room = self._broker.writes.llen(raw_name(key))
-        most = min(lists.most(planned) - self.before, self._only.limit - self.before if self._only.limit else room)
-        passed, looks, known = 0, 0, set[str]()
         try:
-            while room > 0 and most > 0:
-                window = self._window(key, passed, min(room, most) if self._only.is_everything else room)
-                if not window:
-                    return
-                decided = self._decided(window, known, most)
-                moved_on, sent, stays = self._one(key, decided, passed)
-                if moved_on:
-                    looks, passed = looks + 1, 0
-                    if looks > _LOOKS:
-                        self.account.halted = "The list keeps changing; run it again."
-                        return
-                    room = self._broker.writes.llen(raw_name(key))
+            while room > 0 and self._left > 0 and (chunk := self._chunk(key, room)):
+                done = self._go_through(key, chunk)
+                room -= done
+                if done == len(chunk):
                     continue
-                most, passed, room = most - sent, passed + len(stays), room - len(window)
-                known.update(digest(raw) for raw in stays)
+                looks, self._passed = looks + 1, 0
+                if looks > _LOOKS:
+                    self.account.halted = "The list keeps changing; run it again."
+                    return
+                room = self._broker.writes.llen(raw_name(key))
+            if self.account.sent or self.before:
+                self._note_done(key)
         except (OpsError, RedisError) as error:
             if not self.account.sent:
                 raise
             self.account.halted = refusals.of(error, self._broker.target.shown_broker).message
 
-    def _window(self, key: str, passed: int, wanted: int) -> list[bytes]:
-        """Return the oldest letters that were not passed over; few at once, where only so many a second are sent."""
-        pace = max(1, int(self._how.rate_per_s)) if self._how.rate_per_s else wanted
-        return lists.served_end(self._primitive, key, min(wanted, pace), passed)
+    def _note_done(self, key: str) -> None:
+        """Have the journal know that a list is done with: letters that come later are none of this run's any more."""
+        receipt = {"op": "note", "role": "taken", "items": [{"a": self._action.id, "s": key, "key": key}]}
+        self._primitive.call("note", self._primitive.keys(), [MOVED], receipt=receipt, about={"taken": key})
 
-    def _decided(self, window: Sequence[bytes], known: set[str], most: int) -> list[_Decided]:
+    def _chunk(self, key: str, room: int) -> list[bytes]:
+        """Return the oldest letters that were not passed over, as many as are read at once."""
+        wanted = min(room, self._left) if self._only.is_everything else room
+        client = self._broker.writes
+        used = client.memory_usage(raw_name(key), samples=_SAMPLES) or 1
+        most = max(1, min(_CHUNK, wanted, _CHUNK_BYTES * max(1, client.llen(raw_name(key))) // used))
+        found = client.lrange(raw_name(key), -self._passed - most, -self._passed - 1)
+        return cast("list[bytes]", found)[::-1]
+
+    def _go_through(self, key: str, chunk: Sequence[bytes]) -> int:
+        """Send a chunk batch by batch, the next one prepared while the server works; return how far it was right."""
+        windows = self._windows(chunk)
+        done, decided = 0, self._decided(next(windows))
+        while decided:
+            following: list[_Decided] = []
+
+            def prepare(into: list[_Decided] = following) -> None:
+                into += self._decided(next(windows, []))
+
+            if self._one(key, decided, prepare):
+                self._left += sum(isinstance(found, Sending) for *_, found in following)
+                return done
+            done, decided = done + len(decided), following
+        return done
+
+    def _windows(self, chunk: Sequence[bytes]) -> Iterator[list[bytes]]:
+        """Cut by number, by bytes, and where only so many a second are sent."""
+        window: list[bytes] = []
+        weight = 0
+        for raw in chunk:
+            watch = self._primitive.watch
+            most = _BATCH * watch.batch // watch.MOST if watch else _BATCH
+            most = min(most, max(1, int(self._how.rate_per_s))) if self._how.rate_per_s else most
+            if window and (len(window) >= most or weight + len(raw) > BATCH_BYTES * 2):
+                yield window
+                window, weight = [], 0
+            window.append(raw)
+            weight += len(raw)
+        if window:
+            yield window
+
+    def _decided(self, window: Sequence[bytes]) -> list[_Decided]:
         """Decide about each letter; None for one that is not meant, or that was accounted for already."""
+        if not window:
+            return []
         read = [letters.read(raw) for raw in window]
-        everything = self._only.is_everything
+        everything, known = self._only.is_everything, self._known
         meant = [
             (not known or digest(raw) not in known)
             and (everything or (isinstance(each, Letter) and self._only.fits(letters.Row(each))))
             for raw, each in zip(window, read, strict=True)
         ]
         told = Known(
-            now=self._broker.server_time().timestamp(),
+            now=time.time() + self._broker.clock_offset_s,
             revoked=self._revoked[0],
             succeeded=self._succeeded([each for each, is_one in zip(read, meant, strict=True) if is_one]),
         )
         tags, ids = redriving.tags(len(window)), redriving.tags(len(window)) if self._how.new_ids else []
         decided: list[_Decided] = []
         for n, (raw, each, is_one) in enumerate(zip(window, read, meant, strict=True)):
-            if not is_one or most <= 0:
+            if not is_one or self._left <= 0:
                 decided.append((raw, each, None))
                 continue
             found = self._checked(redriving.decide(each, self._how, told, tag=tags[n], task_id=ids[n] if ids else ""))
-            most -= isinstance(found, Sending)
+            self._left -= isinstance(found, Sending)
             decided.append((raw, each, found))
         return decided
 
@@ -191,7 +241,7 @@ class _Redriving:
         """Refuse what only a look at the broker tells: a queue that can be none, a chord that is out of reach."""
         if isinstance(found, Note):
             return found
-        if found.chord and self._chords is None:
+        if found.chord and self._results is None:
             return Note.CHORD_ELSEWHERE
         return found if not found.queue or self._is_queue(found.queue) else Note.UNWRITABLE
 
@@ -204,66 +254,88 @@ class _Redriving:
         return self._queues[name]
 
     def _succeeded(self, read: Sequence[Letter | Unreadable]) -> set[str]:
-        """Return the tasks that have succeeded by now: what has run is not sent again."""
+        """Return the tasks that have succeeded by now; none where the script looks itself, in the same step."""
+        if self._results is not None:
+            return set()
         ids = [each.task_id for each in read if isinstance(each, Letter) and each.task_id]
         return {task_id for task_id, state in results.states(self._broker, ids) if state == _SUCCESS}
 
-    def _one(self, key: str, decided: Sequence[_Decided], passed: int) -> tuple[bool, int, list[bytes]]:
-        """Send a window of letters; return whether the list has moved on, how many were sent, and those that stay."""
+    def _one(self, key: str, decided: Sequence[_Decided], meanwhile: Callable[[], None]) -> bool:
+        """Send a window of letters; return whether the list has moved on, so that none of them was."""
         if not any(isinstance(found, Sending) for *_, found in decided):
             self._count(decided, STAYS * len(decided))
-            return False, 0, [raw for raw, *_ in decided]
+            meanwhile()
+            return False
         self._wait()
         space = self._broker.keys
         kept = space.redriven(self._primitive.run_id, key)
         keys = self._primitive.keys(key, kept)
-        needs_chords = any(isinstance(found, Sending) and found.chord for *_, found in decided)
-        chords = self._chords or "" if needs_chords else ""
-        values: list[bytes | str | float] = [JOURNAL_LIFE_S * 1000, passed, space.database if chords else "", chords]
-        items = [item for raw, letter, found in decided for item in [self._item(key, keys, values, raw, letter, found)]]
-        receipt = {"op": "redrive", "role": "redrive", "list": key, "kept": kept, "items": items}
-        about = {"list": key, "letters": sum(map(bool, items))}
-        answer = self._primitive.call("redrive", keys, values, receipt=receipt, about=about)
-        if answer.letters[:1] == CHANGED:
-            return True, 0, []
+        items = [self._item(key, keys, raw, letter, found) for raw, letter, found in decided]
+        away = self._results
+        where = [space.database if away else "", away or "", space.result_root if away is not None else ""]
+        packed = msgspec.msgpack.encode([item[:7] for item in items])
+        receipt = {"op": "redrive", "role": "redrive", "list": key, "kept": kept, "columns": self._columns(keys, items)}
+        answer = self._primitive.call(
+            "redrive",
+            keys,
+            [JOURNAL_LIFE_S * 1000, self._passed, *where, packed],
+            receipt=receipt,
+            about={"list": key, "letters": sum(1 for item in items if item[1])},
+            meanwhile=meanwhile,
+        )
+        moved_on = answer.letters[:1] == CHANGED
         self._count(decided, answer.letters)
-        stays = [raw for (raw, *_), letter in zip(decided, answer.letters, strict=True) if letter != MOVED]
-        return False, len(decided) - len(stays), stays
+        return moved_on
 
     def _item(
-        self,
-        key: str,
-        keys: Any,  # noqa: ANN401
-        values: list[bytes | str | float],
-        raw: bytes,
-        letter: Letter | Unreadable,
-        found: Sending | Note | None,
-    ) -> dict[str, object]:
-        """Add what the script is told of one letter; return what its receipt says, nothing for one that stays."""
+        self, key: str, keys: Keys, raw: bytes, letter: Letter | Unreadable, found: Sending | Note | None
+    ) -> tuple[Any, ...]:
+        """Return what the script is told of one letter, and its task's name."""
         if isinstance(letter, Letter) and letter.v == letters.VERSION:
-            values.append(f"i{letter.entry_id}")
+            known = f"i{letter.entry_id}"
         else:
-            values.append(f"s{hashlib.sha1(raw, usedforsecurity=False).hexdigest()}")
+            known = f"s{hashlib.sha1(raw, usedforsecurity=False).hexdigest()}"
         if not isinstance(found, Sending) or not isinstance(letter, Letter):
-            values += [0, b"", "", "", ""]
-            return {}
-        space = self._broker.keys
-        to = space.queue(found.queue or _origin(key.removeprefix(space.prefix)), found.priority)
-        index = "" if found.index is None else f"{found.index:g}"
-        group = [space.group(found.chord), found.task_id, index] if found.chord else ["", "", ""]
-        values += [keys.number(to), found.message, *group]
-        sha = hashlib.sha256(found.message).hexdigest()
-        item = {"a": self._action.id, "s": found.task_id, "t": letter.task_name, "to": [to, "", "", None], "sha": sha}
+            return known, 0, "", "", "", "", "", ""
+        number = keys.number(self._list(key, found.queue, found.priority))
         if found.task_id != letter.task_id and len(self.account.renamed) < _SHOWN_IDS:
             self.account.renamed.append((letter.task_id, found.task_id))
-        return item
+        if not found.chord:
+            return known, number, found.message.decode(), letter.task_id, "", found.task_id, "", letter.task_name
+        index = "" if found.index is None else f"{found.index:g}"
+        group = self._broker.keys.group(found.chord)
+        return known, number, found.message.decode(), letter.task_id, group, found.task_id, index, letter.task_name
+
+    def _list(self, key: str, queue: str, priority: int) -> str:
+        """Return the list that a message goes to; the one that the letters' list is named after where nobody says."""
+        space = self._broker.keys
+        if (queue, priority) not in self._lists:
+            self._lists[queue, priority] = space.queue(queue or origin(key.removeprefix(space.prefix)), priority)
+        return self._lists[queue, priority]
+
+    def _columns(self, keys: Keys, items: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
+        """Return the receipt of a window, of which many say the same: what was sent, and where it went."""
+        return {
+            "a": [self._action.id] * len(items),
+            "s": [item[5] for item in items],
+            "t": [item[7] for item in items],
+            "to": [[keys.names[item[1] - 1], "", "", None] if item[1] else None for item in items],
+            "sha": [hashlib.sha256(item[2].encode()).hexdigest() if item[1] else "" for item in items],
+        }
 
     def _count(self, decided: Sequence[_Decided], said: str) -> None:
-        for (_, _, found), letter in zip(decided, said, strict=True):
+        """Account for a window: what stays is passed over from now on, and what was not sent may be another one."""
+        for (raw, _, found), letter in zip(decided, said, strict=True):
             if letter == MOVED:
                 self.account.sent += 1
-            elif letter == NO_CHORD:
-                self.account.stays[Note.CHORD_UNKNOWN] += 1
+                continue
+            self._left += isinstance(found, Sending)
+            if letter == CHANGED:
+                continue
+            self._passed += 1
+            self._known.add(digest(raw))
+            if letter in _SAID:
+                self.account.stays[_SAID[letter]] += 1
             elif isinstance(found, Note):
                 self.account.stays[found] += 1
 
@@ -275,7 +347,7 @@ class _Redriving:
                 time.sleep(due_s)
 
 
-def _origin(name: str) -> str:
+def origin(name: str) -> str:
     """Return the queue whose letters a list has by its name."""
     return name.removesuffix(DEAD)
 

@@ -12,7 +12,7 @@ from opslib import plan as plans
 from opslib.errors import Refused
 from opslib.plan import Action, Copy, Kind, Plan
 from opslib.writer import journal as journals
-from opslib.writer import sites, undo
+from opslib.writer import recalled, sites, undo
 from opslib.writer.journal import Journal
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ def _is_aside(action: Action) -> bool:
 
 
 def _put_back(place: str, number: str, n: int, journal: Journal) -> bool:
+    if place == "redriven":
+        return number not in recalled.standing(journal)
     return number in journal.undone_passes if place == "pass" else (number, n) in journal.undone
 
 

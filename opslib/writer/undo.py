@@ -112,7 +112,7 @@ def _standing(journal: Journal) -> Iterator[Action]:
         found = list(some)
         if (op == "rename" and role != "purge") or op == "note" or role == "drop":
             continue
-        yield _action(op, group, found)
+        yield _of_letters(str(group), len(found)) if op == "redrive" else _action(op, group, found)
 
 
 def _group(batch: Batch, n: int) -> tuple[str, str, object]:
@@ -121,11 +121,26 @@ def _group(batch: Batch, n: int) -> tuple[str, str, object]:
     item = batch.items[n]
     if op == "deal":
         return op, role, batch.receipt.get("pass", "")
+    if op == "redrive":
+        return op, role, batch.receipt["list"]
     if op == "move":
         return op, role, (item["a"], item["s"], item["from"][0], item["to"][0])
     if op == "node":
         return op, role, (item["a"], item["s"])
     return op, role, (batch.number, n)
+
+
+def _of_letters(key: str, count: int) -> Action:
+    """Return what recalls the letters of one list: by the journal, however many they are."""
+    letters = f"{count:,} letter{'s' * (count != 1)}"
+    return Action(
+        kind=Kind.UNDO,
+        subject=key,
+        source="their queues",
+        destination=key,
+        copies=(Copy(place="redriven", key=key, queue=key, count=count),),
+        effect=f"{letters} come{'s' * (count == 1)} back to {key}, those that no worker has taken yet.",
+    )
 
 
 def _action(op: str, group: object, found: Sequence[tuple[Batch, int]]) -> Action:
@@ -168,6 +183,9 @@ def _way(op: str, item: Mapping[str, Any], count: int, role: str) -> tuple[str, 
     if op == "send":
         key = item["to"][0]
         return key, "quarantine", f"The message that was sent is taken out of {key} again, if nobody has taken it."
+    if op == "hand":
+        back = f"The state of {item['s']} is as it was again, and the copy for {item['new']} is removed"
+        return item["to"], item["key"], f"{back}, unless that one has it by now."
     if op == "rename":
         return (
             _shown(item["to"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 2.0
 #: What these do is looked for message by message; the others prove it by themselves, or change no message.
-_LOOKED_FOR = {Kind.RESTORE, Kind.QUARANTINE, Kind.MOVE, Kind.STOP, Kind.PURGE, Kind.SEND}
+_LOOKED_FOR = {Kind.RESTORE, Kind.QUARANTINE, Kind.MOVE, Kind.STOP, Kind.PURGE, Kind.SEND, Kind.HANDOVER}
 #: A stop may have found no message, and then the journal has none.
 _JOURNALLED = _LOOKED_FOR - {Kind.STOP}
 
@@ -68,12 +68,29 @@ def _missing(broker: Broker, journal: Journal, epoch: int, actions: set[int]) ->
                 lost |= _renamed(broker, item, batch, n)
             elif key := _where(batch, item):
                 expected[key].append((item["sha"], item["a"]))
+    lost |= _letters_lost(broker, journal, epoch, actions)
     for key, wanted in expected.items():
         absent = _absent(broker, key, wanted)
         if absent and broker.keys.quarantined(key):
             lost |= dict.fromkeys(absent, f"it is not in {key}")
         elif absent and not _consumed(broker, key):
             lost |= dict.fromkeys(absent, f"it is not in {key}, which no node consumes")
+    return lost
+
+
+def _letters_lost(broker: Broker, journal: Journal, epoch: int, actions: set[int]) -> dict[int, str]:
+    """Return actions that sent letters of which not all are kept; what became of their messages, workers decide."""
+    sent, of = Counter[str](), defaultdict[str, set[int]](set)
+    for batch in journal.of("redrive", "redrive"):
+        kept = str(batch.receipt["kept"])
+        sent[kept] += sum(map(batch.done, range(len(batch.items))))
+        if batch.order[0] == epoch:
+            of[kept] |= {int(item["a"]) for item in batch.items}
+    lost: dict[int, str] = {}
+    for kept, count in sent.items():
+        short = count - broker.reads.llen(raw_name(kept))
+        if short > 0:
+            lost |= dict.fromkeys(of[kept] & actions, f"{short:,} letters are not kept in {kept}")
     return lost
 
 

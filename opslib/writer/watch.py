@@ -49,10 +49,12 @@ class Watch:
     What a second connection sees while changes are made.
 
     Attributes:
-        batch: How many messages the next batch may have.
+        batch: How many messages the next batch may have, MOST of them where the broker is near and quick.
 
         paused_s: How long the run has waited for the broker so far.
     """
+
+    MOST = _MOST
 
     def __init__(self, broker: Broker, lock: Lock) -> None:
         self._broker, self._lock = broker, lock

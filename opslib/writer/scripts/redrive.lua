@@ -1,22 +1,22 @@
 -- Send dead letters again: each message into its queue, and each letter out of its list in the same step.
 --
 -- KEYS: 4 the dead-letter list, 5 where this run keeps the letters that it has sent, 6.. the queues' lists
--- ARGV: life of the kept ones in ms, letters at the served end that are passed over, this database and that of the
---   chords ('' = this one), then for each letter from there on, the oldest first: what knows it again ('i' and its entry
---   id, or 's' and the sha1 of its bytes), list key no. (0: it stays), message, its chord (key of the group, its id and
---   its index in there; '' = none)
--- Letters: A sent, S stays, K the chord's count cannot be mended; or C for each, and nothing written: the list moved on.
--- Seen: how many letters this run kept before.
+-- ARGV: life of the kept ones in ms, letters at the served end that are passed over, this database and that of results
+--   and chords ('' = this one), what the keys of results begin with ('' = they are not on this server), and all letters
+--   from there on, the oldest first, as msgpack. Of each: what knows it again ('i' and its entry id, or 's' and the sha1
+--   of its bytes), list key no. (0: it stays), message, its task's id before, its chord (key of the group, its id and its
+--   index in there; '' = none)
+-- Letters: A sent, S stays, R its task has succeeded, K its chord's count cannot be mended; or C for each, with nothing
+--   written: the list has moved on. Seen: how many letters this run kept before.
 local DEAD, KEPT, LIFE, PASSED = KEYS[FIRST_KEY], KEYS[FIRST_KEY + 1], ARGV[FIRST], tonumber(ARGV[FIRST + 1])
-local HOME, CHORDS, FIELDS = ARGV[FIRST + 2], ARGV[FIRST + 3], 6
+local HOME, RESULTS, ROOT = ARGV[FIRST + 2], ARGV[FIRST + 3], ARGV[FIRST + 4]
 
 local items, chords = {}, false
-for at = FIRST + 4, #ARGV, FIELDS do
-  items[#items + 1] = {
-    known = ARGV[at], list = KEYS[tonumber(ARGV[at + 1])], message = ARGV[at + 2],
-    group = ARGV[at + 3], id = ARGV[at + 4], index = ARGV[at + 5],
+for n, item in ipairs(cmsgpack.unpack(ARGV[FIRST + 5])) do
+  items[n] = {
+    known = item[1], list = KEYS[item[2]], message = item[3], was = item[4], group = item[5], id = item[6], index = item[7],
   }
-  chords = chords or ARGV[at + 3] ~= ''
+  chords = chords or item[5] ~= ''
 end
 
 need(DEAD, 'list')
@@ -26,6 +26,7 @@ may('PEXPIRE', KEPT, LIFE)
 may('LSET', DEAD, '0', 'x')
 may('LREM', DEAD, '0', 'x')
 may('LTRIM', DEAD, '0', '0')
+if RESULTS ~= '' then may('SELECT', RESULTS) end
 local checked = {}
 for _, item in ipairs(items) do
   if item.list and not checked[item.list] then
@@ -44,7 +45,7 @@ end
 if problem then return problem end
 
 local function go_to(database)
-  if database ~= '' and CHORDS ~= '' then redis.call('SELECT', database) end
+  if database ~= '' and RESULTS ~= '' then redis.call('SELECT', database) end
 end
 
 -- Answer what a chord has of one of its tasks; nil where nobody can say any more how many those are.
@@ -97,17 +98,26 @@ if not as_seen then
 end
 
 local letters, taken = {}, {}
-if chords then go_to(CHORDS) end
+go_to(RESULTS)
 for n, item in ipairs(items) do
-  if item.group ~= '' then item.part = part_of(item) end
-  letters[n] = not item.list and 'S' or item.group ~= '' and not item.part and 'K' or 'A'
+  letters[n] = item.list and 'A' or 'S'
+  if item.list and ROOT ~= '' and item.was ~= '' then
+    -- What has run by now, by whoever's hand, is not sent again; the state stands first in a result.
+    local kind = redis.call('TYPE', ROOT .. item.was).ok
+    local head = kind == 'string' and redis.call('GETRANGE', ROOT .. item.was, 0, 95) or ''
+    if string.find(head, '^%s*{%s*"status":%s*"SUCCESS"') then letters[n] = 'R' end
+  end
+  if letters[n] == 'A' and item.group ~= '' then
+    item.part = part_of(item)
+    if not item.part then letters[n] = 'K' end
+  end
 end
-if chords then go_to(HOME) end
+go_to(HOME)
 
 local before = redis.call('LLEN', KEPT)
 begin()
 if chords then
-  go_to(CHORDS)
+  go_to(RESULTS)
   for n, item in ipairs(items) do
     if letters[n] == 'A' and item.group ~= '' then mend(item) end
   end
