@@ -150,6 +150,14 @@ def million(messages: int = 1_000_000) -> None:
 
 
 @app.command()
+def redrive(letters: int = 100_000, by_hand: int = 5_000, rounds: int = 3) -> None:
+    """Send dead letters again by a plan, against the loop that pops and sends each, and what memory that takes."""
+    import redrive as measured
+
+    _judge(met=measured.measure(letters, by_hand, rounds))
+
+
+@app.command()
 def safety(messages: int = 1_000_000) -> None:
     """What changes of a large queue cost everybody else, and how safe they are, as a table (docs/safety.md)."""
     import safety as measured
@@ -168,6 +176,7 @@ def everything() -> None:
     overhead()
     live()
     million()
+    redrive()
 
 
 def _compare(

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from opslib.broker import connect
     from opslib.collectors import collect
+    from opslib.collectors.checkpoints import resumable
     from opslib.collectors.find import find
     from opslib.records import record
     from opslib.render.charts import ages
     from opslib.render.depths import depths, forecast
     from opslib.render.display import show
+    from opslib.render.failures import failures
     from opslib.render.frames import frame
     from opslib.render.retries import retries
     from opslib.render.whereabouts import answers, in_words
@@ -31,11 +33,13 @@ __all__ = [
     "collect",
     "connect",
     "depths",
+    "failures",
     "find",
     "forecast",
     "frame",
     "in_words",
     "record",
+    "resumable",
     "retries",
     "show",
 ]
@@ -47,11 +51,13 @@ _HOMES = {
     "collect": "opslib.collectors",
     "connect": "opslib.broker",
     "depths": "opslib.render.depths",
+    "failures": "opslib.render.failures",
     "find": "opslib.collectors.find",
     "forecast": "opslib.render.depths",
     "frame": "opslib.render.frames",
     "in_words": "opslib.render.whereabouts",
     "record": "opslib.records",
+    "resumable": "opslib.collectors.checkpoints",
     "retries": "opslib.render.retries",
     "show": "opslib.render.display",
 }

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
 #: What is the case after a change, by what became of it: a view of the system, and what is judged wrong in it.
 Look = Callable[["Broker", Sequence["Outcome"]], "tuple[Snapshot, list[Finding]]"]
-#: The judgement that fits any deployment; and the runbooks whose own needs no more than a look at everything.
-_JUDGE = "stuck-tasks"
-_JUDGES = {_JUDGE, "queue-backlog", "retry-storm"}
+#: The judgement that fits any deployment; and the runbooks whose own needs no more than a look at everything, or at all
+#: dead letters.
+_JUDGE, _DEAD = "stuck-tasks", "dlq-triage"
+_JUDGES = {_JUDGE, "queue-backlog", "retry-storm", _DEAD}
 #: The one whose judgement is of the tasks that its plan names.
 _STOP = "stop-task"
+#: The one that makes others of them.
+_RESUME = "resume-task"
 
 
 def run(
@@ -100,13 +103,15 @@ def _judging(runbook: str, plan: Plan) -> Look:
     """Return a look at everything, judged by the runbook's own module or by the one that fits any deployment."""
     if runbook == _STOP:
         return _at_stopped([action.subject for action in plan])
+    if runbook == _RESUME:
+        return _at_resumed(plan)
     name = runbook if runbook in _JUDGES else _JUDGE
     module = import_module(f"opslib.symptoms.{name.replace('-', '_')}")
 
     def look(broker: Broker, _: Sequence[Outcome]) -> tuple[Snapshot, list[Finding]]:
         from opslib.collectors import collect
 
-        seen = collect(broker)
+        seen = collect(broker, dead_letters=name == _DEAD)
         return seen, list(module.diagnose(seen, module.Thresholds.of(broker)))
 
     return look
@@ -121,6 +126,19 @@ def _at_stopped(ids: Sequence[str]) -> Look:
 
         seen = find(broker, ids)
         return seen, stop_task.diagnose(seen, outcomes=outcomes)
+
+    return look
+
+
+def _at_resumed(plan: Plan) -> Look:
+    """Return a look at the tasks that a plan goes on from: whether anything is left to go on with."""
+
+    def look(broker: Broker, outcomes: Sequence[Outcome]) -> tuple[Snapshot, list[Finding]]:
+        from opslib.collectors.checkpoints import resumable
+        from opslib.symptoms import resume_task
+
+        seen = resumable(broker, resume_task.meant(plan))
+        return seen, resume_task.diagnose(seen, outcomes=outcomes)
 
     return look
 

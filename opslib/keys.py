@@ -210,6 +210,14 @@ class Keyspace:
         """Hash: queue → how many of its dead letters were lost to their list's bound; the capture counts them."""
         return f"{self.prefix}{OWN}dead:dropped"
 
+    def dead_list(self, queue: str) -> str:
+        """List: the dead letters of a queue, the newest left."""
+        return f"{self.prefix}{queue}{DEAD}"
+
+    def dead_sender(self, sender: str) -> str:
+        """String with a life: number of the last batch of dead letters that one node's process has written."""
+        return f"{self.prefix}{OWN}dead:from:{sender}"
+
     def journal(self, run_id: str) -> str:
         """Hash: "run", what the run is; "epoch.n", a batch's letters; "epoch.n:u", its receipt; "epoch.n:p", places."""
         return f"{self.prefix}{OWN}run:{run_id}:j"

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opslib.envelope import Unreadable, load
+from opslib.envelope import Unreadable, instant, load
 
 
 def restored(raw: bytes, delivery_tag: str) -> bytes:
@@ -126,6 +126,38 @@ def fresh(
         },
     }
     return json.dumps(envelope, allow_nan=False).encode()
+
+
+def resumed(raw: bytes, *, task_id: str, old_id: str, queue: str, now: float) -> bytes:
+    """
+    Return a message as the task has it that goes on from another one: a new id, all its tries, due at once.
+
+    What follows it in a chain still does. It leaves its group or chord: there, nobody counts its new id. The same
+    message comes of it each time, so that one plan can be compared with another.
+
+    Args:
+        now: Epoch seconds; an expiry that has passed by then is dropped.
+
+    Raises:
+        ValueError: If it cannot be written back without changing what it says, or keeps its id in its body.
+    """
+    value, properties = _waiting(raw)
+    headers = value.get("headers")
+    if not isinstance(headers, dict) or not headers.get("task"):
+        raise ValueError("the message keeps its id in its body")
+    expires_at = instant(headers.get("expires"))
+    if expires_at is not None and expires_at <= now:
+        headers["expires"] = None
+        properties.pop("expiration", None)
+    root = headers.get("root_id")
+    headers |= {"id": task_id, "root_id": task_id if root in {None, old_id} else root, "x-resumes": old_id}
+    headers |= {"group": None, "group_index": None, "retries": 0, "eta": None}
+    headers.pop("redelivered", None)
+    tag = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{task_id}/{old_id}"))
+    properties |= {"correlation_id": task_id, "delivery_tag": tag}
+    properties["delivery_info"] = {**_information(properties), "exchange": "", "routing_key": queue}
+    properties["delivery_info"].pop("redelivered", None)
+    return json.dumps(value, allow_nan=False).encode()
 
 
 def _waiting(raw: bytes) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -49,6 +49,10 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
         storm_per_minute: Retries of one name in a minute; so many are a storm as well.
 
+        dead_warn: Letters in one dead-letter list; so many are for attention.
+
+        dead_critical: Letters in one dead-letter list, or of one cause; so many are critical.
+
         visibility_timeout: Only for a deployment whose nodes cannot be asked; empty means ask them.
     """
 
@@ -58,6 +62,8 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     scheduled_per_node: Annotated[int, msgspec.Meta(ge=1)] = 10_000
     storm_after: Annotated[int, msgspec.Meta(ge=1)] = 20
     storm_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 300
+    dead_warn: Annotated[int, msgspec.Meta(ge=1)] = 10
+    dead_critical: Annotated[int, msgspec.Meta(ge=1)] = 100
     visibility_timeout: str = ""
 
 
@@ -69,10 +75,13 @@ class AppKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         url: Its Redis database, with credentials; empty: the broker's own. Never printed, see `shown`.
 
         pattern: What it is called, with `{task_id}` once; neither a glob nor after the deployment's prefix.
+
+        state: Whether it is JSON from which the task can go on (`ops task resume`).
     """
 
     pattern: str = ""
     url: str = ""
+    state: bool = False
 
     def key(self, task_id: str) -> str:
         """Return the key of one task: its id is part of a name, whatever characters it has."""
@@ -193,6 +202,7 @@ def described(target: Target) -> list[dict[str, str]]:
     }
     for name, each in target.app_keys.items():
         shown |= {f"app_keys.{name}.url": each.shown, f"app_keys.{name}.pattern": each.pattern}
+        shown |= {f"app_keys.{name}.state": "yes"} if each.state else {}
     values = {
         **shown,
         **{

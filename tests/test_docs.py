@@ -217,6 +217,7 @@ def test_every_key_of_ours_is_named():
         space.lock,
         space.epoch,
         space.audit,
+        space.checkpoint("TASK_ID"),
         space.journal("RUN_ID"),
         space.quarantine("RUN_ID", "QUEUE"),
         space.quarantine_of_full("RUN_ID", "QUEUE"),

@@ -16,12 +16,14 @@ from opslib.cli import (
     changes,
     cleanup,
     config,
+    dead,
     demo,
     find,
     output,
     quarantine,
     queues,
     reports,
+    resume_task,
     runbooks,
     stats,
     task,
@@ -91,11 +93,13 @@ changes.register(app)
 find.register(app)
 task.register()
 cleanup.register()
+resume_task.register()
 tasks.register(app)
 queues.register(app)
 workers.register(app)
 stats.register(app)
 unlock.register(app)
+app.add_typer(dead.app, name="dead")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(reports.app, name="reports")
 app.add_typer(audit.app, name="audit")

@@ -47,7 +47,7 @@ def apply(
     import dataclasses
 
     from opslib import direct, refusals, settings
-    from opslib.cli import cleanup
+    from opslib.cli import cleanup, resume_task
     from opslib.writer import resume as resuming
 
     form = output.form(output_form, as_json=as_json)
@@ -63,6 +63,8 @@ def apply(
         raise Refused(f"The plan of run {run_id} was applied already. Nothing was changed.", hint=hint)
     if record.runbook == cleanup.NAME:
         cleanup.refuse_unless_over(broker, plan)
+    if record.runbook == resume_task.NAME:
+        resume_task.refuse_unless_ready(broker, plan)
     plan = dataclasses.replace(plan, continues=plan.continues or run_id)  # one journal: it can be applied once
     asks = Ask(yes=yes, confirmed=confirmed, reason=reason)
     change(broker, plan, "apply", form, name=record.runbook, asks=asks, found=record.findings)
@@ -128,7 +130,7 @@ def resume(
     """
     del verbose
     from opslib import direct, refusals, settings
-    from opslib.cli import cleanup
+    from opslib.cli import cleanup, resume_task
     from opslib.writer import resume as resuming
 
     form = output.form(output_form, as_json=as_json)
@@ -148,6 +150,8 @@ def resume(
         return
     if record.runbook == cleanup.NAME:
         cleanup.refuse_unless_over(broker, left)
+    if record.runbook == resume_task.NAME:
+        resume_task.refuse_unless_ready(broker, left)
     output.say(f"{len(plan) - len(left)} of {len(plan)} changes are made; going on with {left.summary()}.")
     found = direct.run("resume", left, broker, dry_run=False, reason=reason or record.reason, runbook=record.runbook)
     results.conclude(found, form)

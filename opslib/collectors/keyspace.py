@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from opslib.facts import Coverage
-from opslib.keys import DEAD, Binding, key_name, raw_name
+from opslib.keys import DEAD, OWN, Binding, key_name, raw_name
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -99,7 +99,7 @@ def _sort(broker: Broker, name: bytes, found: Found, undecided: list[bytes]) -> 
         found.aside.append(text)
     elif keys.quarantined(text):
         found.quarantined.append(text)
-    elif text.startswith(keys.prefix) and text.endswith(DEAD):
+    elif text.startswith(keys.prefix) and text.endswith(DEAD) and not text.startswith(f"{keys.prefix}{OWN}"):
         found.dead.append(text)
     elif keys.is_queue_like(text):
         undecided.append(name)

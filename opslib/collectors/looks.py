@@ -109,6 +109,37 @@ def first(
     )
 
 
+def around(broker: Broker, found: keyspace.Found, keys_coverage: Coverage, *, timeout_s: float) -> Snapshot:
+    """Look at the server, the nodes, and how much waits in each queue; no message and no result is read."""
+    taken_at = broker.server_time()
+    info, server_coverage = server.read(broker)
+    nodes, held, receivers, workers_coverage = workers.read(broker, timeout_s=timeout_s, remembered=found.remembered)
+    names, not_queues = queue_names(broker, found, nodes)
+    listings, strange = queues.lists(broker, names)
+    visibility_s, source = visibility(broker, nodes)
+    return Snapshot(
+        target=broker.target.name,
+        broker=broker.target.shown_broker,
+        fingerprint=broker.fingerprint,
+        taken_at=taken_at,
+        server=info,
+        queues=tuple(queues.infos(names, listings, queues.Scan(), consumers(nodes))),
+        held=tuple(held),
+        nodes=tuple(nodes),
+        receivers=receivers,
+        coverage=(
+            server_coverage,
+            keys_coverage,
+            workers_coverage,
+            queues.coverage(sum(each.length for each in listings), 0, strange, not_queues),
+            *keyspace.set_aside(broker, found),
+        ),
+        visibility_timeout_s=visibility_s,
+        visibility_source=source,
+        foreign_prefixes=tuple(sorted(found.foreign)),
+    )
+
+
 def second(
     broker: Broker,
     found: keyspace.Found,

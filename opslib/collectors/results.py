@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -23,6 +24,8 @@ _PAGE = 250
 _HEAD_BYTES = 96
 _LARGEST_BYTES = 64 * 1024
 _MOST_OPEN = 5_000
+#: Failures that are read whole, and those that are told apart by their id; of the others only the number is known.
+_MOST_FAILED, _MOST_FAILED_IDS = 5_000, 200_000
 _STATUS = re.compile(rb'^\s*\{\s*"status":\s*"([^"\\]{1,60})"')
 UNREADABLE = "(unreadable)"
 _NOT_REDIS = "The result backend is not Redis, so results were not looked at."
@@ -94,6 +97,101 @@ def by_id(broker: Broker, ids: Iterable[str]) -> tuple[list[StoredResult], Cover
     except RedisError as error:
         return rows, Coverage(place="results", seen=len(rows), silent=len(asked), note=_unread(error))
     return rows, Coverage(place="results", seen=len(asked))
+
+
+class States:
+    """
+    The states of many tasks' results, a page at a time, by the first bytes of each.
+
+    Attributes:
+        unread: Why they are not known; empty as long as they are.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.unread = "" if broker.results is not None else _NOT_REDIS.rstrip(".")
+
+    def of(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return the state of each task that has a result."""
+        from redis.exceptions import RedisError
+
+        root, client = self._broker.keys.result_root, self._broker.results
+        if client is None or self.unread:
+            return {}
+        try:
+            heads = _heads(client, [raw_name(f"{root}{task_id}") for task_id in ids])
+            return {key_name(key).removeprefix(root): state for key, state in heads}
+        except RedisError as error:
+            self.unread = f"Results: {_unread(error)}".rstrip(".")
+            return {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failures:
+    """
+    Failed tasks by their results.
+
+    Attributes:
+        count: How many there are.
+
+        rows: The first of them.
+    """
+
+    count: int
+    rows: Sequence[StoredResult]
+    coverage: Coverage
+
+
+def failures(
+    broker: Broker,
+    known: Sequence[bytes],
+    captured: Collection[str],
+    *,
+    max_keys: int,
+    elsewhere: Callable[[frozenset[str]], Collection[str]] | None = None,
+) -> Failures:
+    """
+    Return the results that say FAILURE.
+
+    Args:
+        known: Keys of results that a pass over the broker's database met; used where both share it.
+
+        captured: Ids that are left out: something better tells of them.
+
+        max_keys: Keys after which a pass over another database stops.
+
+        elsewhere: Tells which of some ids are left out besides; called once, and only if there are any.
+    """
+    if broker.results is None:
+        return Failures(count=0, rows=(), coverage=Coverage(place="results", seen=0, silent=1, note=_NOT_REDIS))
+    from redis.exceptions import RedisError
+
+    client, root, rows, failed = broker.results, broker.keys.result_root, list[StoredResult](), list[bytes]()
+    seen = silent = opaque = beyond = 0
+    try:
+        keys: Iterable[bytes] = known
+        if client is not broker.reads:
+            silent = max(0, client.dbsize() - max_keys)
+            keys = _scan(client, root, max_keys)
+        for page in _pages(keys):
+            heads = list(_heads(client, page))
+            found = [key for key, state in heads if state == "FAILURE" and key_name(key)[len(root) :] not in captured]
+            room = max(0, _MOST_FAILED_IDS - len(failed))
+            failed.extend(found[:room])
+            beyond += len(found[room:])
+            seen, opaque = seen + len(heads), opaque + sum(state == UNREADABLE for _, state in heads)
+        if failed and elsewhere:
+            others = elsewhere(frozenset(key_name(key)[len(root) :] for key in failed))
+            failed = [key for key in failed if key_name(key)[len(root) :] not in others]
+        for page in _pages(failed[:_MOST_FAILED]):
+            rows += _full(client, page, root)
+    except RedisError as error:
+        unread = Coverage(place="results", seen=seen, silent=1, note=_unread(error))
+        return Failures(count=len(failed) + beyond, rows=rows, coverage=unread)
+    notes = [f"{silent:,} keys were not looked at; max_keys allows no more."] if silent else []
+    notes += [f"{opaque:,} are not plain JSON (compressed, pickled), so their states are not known."] if opaque else []
+    coverage = Coverage(place="results", seen=seen, silent=silent + opaque, note=" ".join(notes))
+    return Failures(count=len(failed) + beyond, rows=rows, coverage=coverage)
 
 
 def _unread(error: Exception) -> str:

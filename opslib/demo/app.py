@@ -5,10 +5,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
-from celery import Celery, Task
+from celery import Celery, Task, group
+from celery.exceptions import Reject
+
+from opslib.worker import capture, checkpoint
 
 app = Celery("shop", broker=os.environ["DEMO_BROKER_URL"], backend=os.environ["DEMO_BROKER_URL"])
 app.conf.update(
@@ -16,6 +20,8 @@ app.conf.update(
     task_track_started=True,
     broker_connection_retry_on_startup=True,
     worker_hijack_root_logger=False,
+    # So long a process that was killed is missed before its task counts as lost; Celery's default is ten seconds.
+    worker_lost_wait=0.3,
 )
 if client_name := os.environ.get("DEMO_CLIENT_NAME"):
     app.conf.update(broker_transport_options={"client_name": client_name}, redis_client_name=client_name)
@@ -24,6 +30,9 @@ for url in (app.conf.broker_read_url, app.conf.broker_write_url, app.conf.result
     if url != os.environ["DEMO_BROKER_URL"]:
         # CELERY_BROKER_URL and its like win over the app; the demo's faults must not reach the broker they name.
         raise RuntimeError("A CELERY_ variable of the environment would lead the demo to another broker.")
+
+if "DEMO_KEEPS_NO_LETTERS" not in os.environ:
+    capture(app, expired=True)
 
 
 class MailServerBusy(Exception):
@@ -99,3 +108,85 @@ def update_price(self: Task[Any, Any], article: int) -> None:
 def print_invoice(order: int) -> None:
     """Healthy and slow: the printer takes a second for each."""
     time.sleep(1)
+
+
+@app.task(name="shop.notify_supplier", bind=True, max_retries=2)
+def notify_supplier(self: Task[Any, Any], order: int) -> None:
+    """Fail three times at a supplier that refuses connections, and then for good."""
+    try:
+        _ask_supplier(order)
+    except ConnectionError as error:
+        raise self.retry(exc=error, countdown=0.1) from error
+
+
+def _ask_supplier(order: int) -> None:
+    raise ConnectionRefusedError(111, f"Connection refused by supplier-{order % 3}.example:443")
+
+
+@app.task(name="shop.book_order")
+def book_order(order: int) -> str:
+    """Fail since the last release, which looks for a name that orders do not have."""
+    booking = {"order": order, "total": 4200}
+    return f"order {order} in {booking['currency']}"
+
+
+@app.task(name="shop.apply_discount")
+def apply_discount(order: int, percent: int) -> str:
+    """Healthy; one of its senders forgets an argument."""
+    return f"order {order}, {percent} % off"
+
+
+@app.task(name="shop.reserve_stock")
+def reserve_stock(order: int) -> None:
+    """Reject its message: the article is not sold any more."""
+    raise Reject("the article is not sold any more", requeue=False)
+
+
+@app.task(name="shop.print_poster")
+def print_poster(order: int) -> None:
+    """End the process that runs it, as the kernel does when memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="shop.export_orders")
+def export_orders(year: int) -> None:
+    """Take longer than its message allows."""
+    time.sleep(1800)
+
+
+@app.task(name="shop.send_offer")
+def send_offer(customer: int) -> str:
+    """Healthy; the demo sends it with a time that has passed."""
+    return f"offer {customer}"
+
+
+@app.task(name="shop.import_catalogue", bind=True)
+def import_catalogue(self: Task[Any, Any], catalogue: str, pages: int) -> str:
+    """Read a catalogue page by page, and lose the connection half-way: once gone on with, it comes to its end."""
+    state = checkpoint(self)
+    for page in range(state.get("pages", 0), pages):
+        if page == pages // 2 and not state.is_resumed:
+            if catalogue == "damaged":
+                state.give_up("the catalogue's file is damaged")
+                raise ValueError(f"page {page} cannot be read")
+            raise ConnectionResetError(104, "Connection reset by catalogues.example:443")
+        time.sleep(0.01)
+        state.save(progress=(page + 1) / pages, pages=page + 1)
+    return f"catalogue of {pages} pages"
+
+
+def receipt_after_notice(order: int, queue: str) -> str:
+    """Publish a chain whose first task fails, and return that one's id: the receipt would follow it."""
+    first = notify_supplier.si(order).set(queue=queue)
+    made = first.freeze()
+    (first | send_receipt.si(order + 1).set(queue="emails")).apply_async()
+    return str(made.id)
+
+
+def summary_of_notice(order: int, queue: str) -> str:
+    """Publish a chord of which one task fails, and return that one's id: its body waits for it."""
+    first = notify_supplier.si(order).set(queue=queue)
+    made = first.freeze()
+    receipts = [send_receipt.si(order + number).set(queue="emails") for number in (1, 2)]
+    (group(first, *receipts) | send_receipt.si(order).set(queue="emails")).apply_async()
+    return str(made.id)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from opslib import redact
-from opslib.demo import faults, processes, server, state
+from opslib.demo import failures, faults, processes, server, state
 from opslib.demo.faults import CLERK, CROWD, DOOMED, IMPORTS, Stage
 from opslib.demo.processes import Child
 from opslib.demo.server import Server
@@ -82,8 +82,8 @@ class Supervisor:
     def _start_workers(self, url: str) -> None:
         self._start(DOOMED, url, "-c", "3", "-Q", "reports", DEMO_REPORT_S="600")
         self._start(IMPORTS, url, "-c", "1", "-Q", "imports")
-        self._start(CROWD, url, "-c", "4", "-Q", "celery,emails", "-E")
-        self._start(CLERK, url, "-c", "1", "-Q", "invoices", "-E")
+        self._start(CROWD, url, "-c", "4", "-Q", f"celery,emails,{failures.QUEUE}", "-E")
+        self._start(CLERK, url, "-c", "1", "-Q", "invoices", "-E", DEMO_KEEPS_NO_LETTERS="1")
         self._update(processes={**self._demo.processes, **{node: worker.pid for node, worker in self._workers.items()}})
 
     def _start(self, node: str, url: str, *options: str, **env: str) -> None:
@@ -110,7 +110,8 @@ class Supervisor:
         stage = Stage(app=app, redis=client, workers=self._workers, until=self._until, say=self._say)
         first = traffic.send_first()
         traffic.start()
-        made = faults.make(stage)
+        failing = failures.send(stage)  # first: some of them take their time to die
+        made = (*faults.make(stage), *failures.buried(stage, failing))
         self._until(
             "the first receipts are out", lambda: all(faults.state(client, order) == "SUCCESS" for order in first)
         )

@@ -71,7 +71,18 @@ def verify(run: Path) -> list[str]:
 
 def runs(root: Path) -> Iterator[RunRecord]:
     """Iterate over the archived runs, the newest first; a run without a readable record comes as a failed one."""
-    return (_record(run) for run in _folders(root))
+    return (record for _, record in entries(root))
+
+
+def entries(root: Path, since: str = "") -> Iterator[tuple[Path, RunRecord]]:
+    """
+    Iterate over the archived runs with their folders, as `runs` does.
+
+    Args:
+        since: What the oldest id begins with or comes after, such as "20261121T"; empty for all.
+    """
+    newer = itertools.takewhile(lambda run: run.name >= since, _folders(root))
+    return ((run, _record(run)) for run in newer)
 
 
 def find(root: Path, run_id: str = "") -> RunRecord:

@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from opslib import records
 from opslib.facts import (
+    Checkpoint,
     Coverage,
+    DeadGroup,
+    DeadLetter,
+    DeadLetters,
+    DeadList,
     HeldTask,
     NodeInfo,
     QueueInfo,
     Rate,
+    Resumable,
     RetryingTask,
     ServerInfo,
     Snapshot,
@@ -27,7 +33,7 @@ from opslib.facts import (
 from opslib.findings import Finding
 from opslib.plan import Outcome, Plan
 from opslib.records import RunRecord
-from opslib.render import judged, retries, tables, whereabouts
+from opslib.render import checkpoints, dead, judged, retries, tables, whereabouts
 from opslib.render.grid import Line
 
 if TYPE_CHECKING:
@@ -62,6 +68,8 @@ def views(thing: object, taken_at: datetime | None = None, *, held: Iterable[Hel
 
         held: What the nodes hold, for rows of unacked messages.
     """
+    if isinstance(thing, DeadLetters):
+        return dead.show(thing, taken_at)
     for kind, view in _VIEWS.items():
         if isinstance(thing, kind):
             return view(thing)
@@ -77,6 +85,9 @@ def _rows(rows: Sequence[Any], taken_at: datetime | None, holders: Iterable[Held
         return tables.unacked(rows, taken_at=taken_at, held=holders)
     if isinstance(rows[0], HeldTask):
         return tables.held(rows, taken_at=taken_at)
+    dated = next((view for kind, view in _DATED_VIEWS.items() if isinstance(rows[0], kind)), None)
+    if dated:
+        return dated(rows, taken_at)
     view = next((view for kind, view in _ROW_VIEWS.items() if isinstance(rows[0], kind)), None)
     return view(rows) if view else Line(rows)
 
@@ -111,6 +122,7 @@ def _display(thing: object) -> None:
 
 #: The first that fits: a Whereabouts is a Snapshot too.
 _VIEWS: dict[type, Callable[[Any], list[object]]] = {
+    Resumable: checkpoints.show,
     Whereabouts: whereabouts.show,
     Snapshot: tables.snapshot,
     Plan: lambda thing: [judged.plan(thing)],
@@ -125,6 +137,7 @@ _ROW_VIEWS: dict[type, Callable[[Any], object]] = {
     Outcome: judged.outcomes,
     QueueInfo: tables.queues,
     Rate: tables.rates,
+    Checkpoint: checkpoints.states,
     RetryingTask: retries.tasks,
     TaskRetries: retries.names,
     NodeInfo: tables.nodes,
@@ -132,4 +145,12 @@ _ROW_VIEWS: dict[type, Callable[[Any], object]] = {
     UnreadableMessage: tables.unreadable,
     StoredResult: tables.results,
     Coverage: tables.coverage,
+}
+
+
+#: Of rows that count an age from the instant of a snapshot, where one is shown beside them.
+_DATED_VIEWS: dict[type, Callable[[Any, datetime | None], object]] = {
+    DeadList: dead.lists,
+    DeadGroup: dead.groups,
+    DeadLetter: dead.letters,
 }

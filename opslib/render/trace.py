@@ -142,8 +142,7 @@ def result(row: StoredResult, now: float) -> str:
 
 def dead(row: DeadLetter, now: float) -> str:
     """Return where a letter lies, and what it says of the end."""
-    at = _number(row.failed_at)
-    when = f", {ago(at, now)}" if at else f", {shown(row.failed_at)}" if row.failed_at else ""
+    when = f", {ago(row.failed_at, now)}" if row.failed_at else ""
     return f"in {shown(row.key)}{f': {shown(row.exception)}' if row.exception else ''}{when}"
 
 
@@ -187,13 +186,3 @@ def _due(at: float | None, now: float, *, before: str = ", ") -> str:
     if at is None:
         return ""
     return f"{before}due in {words.age(at - now)}" if at > now else f"{before}was due {ago(at, now)}"
-
-
-def _number(text: str) -> float | None:
-    """Return an instant as epoch seconds, written as a number or as ISO-8601 says; None if it is neither."""
-    try:
-        value: object = float(text)
-    except ValueError:
-        value = text
-    found = words.moment(value) if text else None
-    return found.timestamp() if found else None

@@ -115,7 +115,13 @@ def _left(key: TaskKey, task: str) -> Finding:
         subject=key.task_id if key.name == RESULT else key.key,
         task=task,
         message=f"Left in {key.database}: {what}. {key.fixed}".strip(),
-        evidence={"key": key.key, "database": key.database, "group": key.group, "life_s": round(key.life_s)},
+        evidence={
+            "key": key.key,
+            "database": key.database,
+            "group": key.group,
+            "life_s": round(key.life_s),
+            "size_bytes": key.size_bytes,
+        },
         hint="`ops task cleanup` removes it; `ops undo` writes it again." if not key.fixed else _by_hand(key),
         runbook="find-task",
     )

@@ -21,6 +21,7 @@ from opslib.writer import (
     consumers,
     drop,
     full,
+    handed,
     lists,
     lock,
     nodes,
@@ -136,12 +137,19 @@ def _fitting(action: Action, broker: Broker) -> None:
             "unacked": copy.key == space.unacked,
             "index": copy.key in {space.unacked, space.unacked_index},
             "key": copy.key in {action.subject, space.result(action.subject)} and not own,
+            "state": action.kind is Kind.HANDOVER and _hands_over(action, copy.key, broker),
         }.get(copy.place, action.kind is Kind.UNDO)
         if not fits:
             raise Refused(f"Action {action.id} shows {action.subject}, and is about {copy.key}. Nothing was changed.")
     named = action.kind in {Kind.MOVE, Kind.SEND} or (action.kind is Kind.REDRIVE and action.destination)
     if named and not space.is_queue_name(action.destination):
         raise Refused(f"Action {action.id} puts messages into {action.destination}, which is no queue's name.")
+
+
+def _hands_over(action: Action, key: str, broker: Broker) -> bool:
+    """Whether a key is the state of the task that is shown, and the other task can have one."""
+    names = {handed.key_of(broker, action.source, task_id) for task_id in (action.subject, action.destination)}
+    return key == handed.key_of(broker, action.source, action.subject) and len(names - {""}) == 2
 
 
 def _save(plan: Plan) -> Path:
@@ -283,6 +291,7 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
         ({Kind.REPAIR}, lambda some: repair.repair(primitive, some)),
         ({Kind.PURGE}, lambda some: [_purge(mover, action) for action in some]),
         ({Kind.REDRIVE}, lambda some: [redriven.redrive(primitive, action) for action in some]),
+        ({Kind.HANDOVER}, lambda some: handed.hand(primitive, some, vault.free(folder))),
         ({Kind.SEND}, lambda some: sent.send(primitive, some)),
         ({Kind.DELETE}, lambda some: stored.delete(primitive, some, vault.free(folder))),
         ({Kind.EXPIRE}, lambda some: stored.expire(primitive, some)),
@@ -296,11 +305,13 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
         if primitive.over:
             outcomes += [Outcome(action=a, status=Status.FAILED, reason=primitive.over) for a in group]
             continue
+        ready, held_back = handed.ready(group, outcomes)
+        outcomes += held_back
         try:
-            outcomes += do(group)
+            outcomes += do(ready) if ready else []
         except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
             known = refusals.of(error, primitive.broker.target.shown_broker)
-            outcomes += _broken_off(primitive, group, f"{known.message}{_aside(primitive)}")
+            outcomes += _broken_off(primitive, ready, f"{known.message}{_aside(primitive)}")
     return outcomes
 
 

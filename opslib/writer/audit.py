@@ -22,7 +22,7 @@ _BLOCK = 64 * 1024
 
 def write(event: str, **detail: object) -> None:
     """
-    Append one line and flush it to the disk.
+    Append one line and flush it to the disk, with all that stands before it.
 
     Each line holds its number and the sha256 of the one before, so that a line that was changed or taken away shows.
 
@@ -48,12 +48,13 @@ def note(event: str, **detail: object) -> None:
     Append a line about what has been done already, if that can be.
 
     A disk that fills up in the middle must not hide what was changed: the intent is on it, the result in the journal.
+    So the result of a batch is not waited for either: the next line that is flushed takes it along.
     """
-    with suppress(Refused):
-        write(event, **detail)
+    with suppress(OSError, Refused):
+        _append(event, detail, flush=event != "result")
 
 
-def _append(event: str, detail: Mapping[str, object]) -> None:
+def _append(event: str, detail: Mapping[str, object], *, flush: bool = True) -> None:
     ctx = records.context()
     root = settings.reports_root()
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -72,16 +73,17 @@ def _append(event: str, detail: Mapping[str, object]) -> None:
         # What the chain consists of is no text of anybody's: a password of four digits may be part of any digest.
         line = {**cast("Mapping[str, object]", redact.values(told)), "event": event, "seq": number}
         text = json.dumps({**line, "prev_sha256": previous}, sort_keys=True)
-        _put(handle, b"\n" * torn + text.encode() + b"\n")
+        _put(handle, b"\n" * torn + text.encode() + b"\n", flush=flush)
 
 
-def _put(handle: int, data: bytes) -> None:
-    """Write a line and flush it to the disk; what fits of one that does not is taken away again."""
+def _put(handle: int, data: bytes, *, flush: bool) -> None:
+    """Write a line and have it on the disk, if it is flushed; what fits of one that does not is taken away again."""
     size = os.fstat(handle).st_size
     try:
         while data:
             data = data[os.write(handle, data) :]
-        os.fsync(handle)
+        if flush:
+            os.fsync(handle)
     except OSError:
         with suppress(OSError):  # a file that is append-only keeps it, as a torn line
             os.ftruncate(handle, size)

@@ -23,7 +23,7 @@ from opslib.redriving import REFUSALS, Known, Note, Sending
 from opslib.selection import DeadSelection
 from opslib.writer import journal as journals
 from opslib.writer import lists
-from opslib.writer.moves import BATCH_BYTES, CHANGED, MOVED
+from opslib.writer.moves import CHANGED, MOVED
 from opslib.writer.primitive import JOURNAL_LIFE_S, Keys, Primitive
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _ANSWER_S = 2.0
 _LOOKS = 20
 _SHOWN_IDS = 50
 #: Letters in one script, at most: each costs the server less than a move, for none is searched for.
-_BATCH = 500
+_BATCH, _BATCH_BYTES = 500, 1024 * 1024
 #: What is read at once, and so held in memory.
 _CHUNK, _CHUNK_BYTES, _SAMPLES = 4_000, 8 * 1024 * 1024, 100
 _SUCCESS = "SUCCESS"
@@ -79,7 +79,7 @@ def redrive(primitive: Primitive, action: Action) -> Outcome:
 def _outcome(action: Action, work: _Redriving) -> Outcome:
     account, before = work.account, work.before
     left = "; ".join(f"{count:,} stay{'s' * (count == 1)}: {REFUSALS[note]}" for note, count in account.stays.items())
-    unheard = f" {work.unheard} did not say which ids are revoked." if work.unheard else ""
+    unheard = work.unheard
     sent = f"{account.sent:,} letter{'s were' if account.sent != 1 else ' was'} sent again."
     earlier = f" {before:,} had been sent before the run was interrupted." if before else ""
     steps = tuple(f"{old} is {new} now" for old, new in account.renamed)
@@ -108,6 +108,7 @@ class _Redriving:
         self._began = time.monotonic()
         self._queues: dict[str, bool] = {}
         self._lists: dict[tuple[str, int], str] = {}
+        self._states = results.States(primitive.broker)
         self._left = self._passed = 0
         self._known: set[str] = set()
         self.account = _Account()
@@ -123,9 +124,11 @@ class _Redriving:
 
     @property
     def unheard(self) -> str:
-        """How many nodes did not say what is revoked, as words; empty for none."""
+        """What was not known when it was decided what may be sent, as sentences; empty if everything was."""
         count = self._revoked[1]
-        return f"{count} node{'s' * (count != 1)}" if count else ""
+        said = f" {count} node{'s' * (count != 1)} did not say which ids are revoked." if count else ""
+        unread = self._states.unread if self._results is None else ""
+        return f"{said} Which tasks have succeeded since is not known: {unread}." if unread else said
 
     @cached_property
     def _results(self) -> str | None:
@@ -189,7 +192,7 @@ class _Redriving:
                 into += self._decided(next(windows, []))
 
             if self._one(key, decided, prepare):
-                self._left += sum(isinstance(found, Sending) for *_, found in following)
+                self._left += sum(found is not None for *_, found in following)
                 return done
             done, decided = done + len(decided), following
         return done
@@ -202,7 +205,7 @@ class _Redriving:
             watch = self._primitive.watch
             most = _BATCH * watch.batch // watch.MOST if watch else _BATCH
             most = min(most, max(1, int(self._how.rate_per_s))) if self._how.rate_per_s else most
-            if window and (len(window) >= most or weight + len(raw) > BATCH_BYTES * 2):
+            if window and (len(window) >= most or weight + len(raw) > _BATCH_BYTES):
                 yield window
                 window, weight = [], 0
             window.append(raw)
@@ -233,7 +236,7 @@ class _Redriving:
                 decided.append((raw, each, None))
                 continue
             found = self._checked(redriving.decide(each, self._how, told, tag=tags[n], task_id=ids[n] if ids else ""))
-            self._left -= isinstance(found, Sending)
+            self._left -= 1
             decided.append((raw, each, found))
         return decided
 
@@ -258,7 +261,7 @@ class _Redriving:
         if self._results is not None:
             return set()
         ids = [each.task_id for each in read if isinstance(each, Letter) and each.task_id]
-        return {task_id for task_id, state in results.states(self._broker, ids) if state == _SUCCESS}
+        return {task_id for task_id, state in self._states.of(ids).items() if state == _SUCCESS}
 
     def _one(self, key: str, decided: Sequence[_Decided], meanwhile: Callable[[], None]) -> bool:
         """Send a window of letters; return whether the list has moved on, so that none of them was."""
@@ -324,13 +327,13 @@ class _Redriving:
         }
 
     def _count(self, decided: Sequence[_Decided], said: str) -> None:
-        """Account for a window: what stays is passed over from now on, and what was not sent may be another one."""
+        """Account for a window: what stays is passed over from now on; where none was sent, all are looked at again."""
         for (raw, _, found), letter in zip(decided, said, strict=True):
             if letter == MOVED:
                 self.account.sent += 1
                 continue
-            self._left += isinstance(found, Sending)
             if letter == CHANGED:
+                self._left += found is not None
                 continue
             self._passed += 1
             self._known.add(digest(raw))

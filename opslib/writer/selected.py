@@ -74,7 +74,8 @@ def carry_out(mover: Mover, action: Action) -> Outcome:
 
 
 def _outcome(action: Action, account: _Account, before: int) -> Outcome:
-    moved = f"{account.moved:,} message{'s' * (account.moved != 1)}"
+    noun = "letter" if action.letters else "message"
+    moved = f"{account.moved:,} {noun}{'s' * (account.moved != 1)}"
     were = "was" if account.gone == 1 else "were"
     gone = f" {account.gone:,} {were} taken meanwhile." if account.gone else ""
     left = account.unwritable

@@ -49,7 +49,7 @@ def delete(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[
     vault.write(path, header, (each for _, each, _ in kept))
     points.passed("after-vault")
     where = str(path.relative_to(settings.reports_root()))
-    for some in _batches(kept, lambda each: _weight(each[1].parts)):
+    for some in batches(kept, lambda each: _weight(each[1].parts)):
         items = [
             {"a": a.id, "s": a.subject, "key": a.copies[0].key, "until": k.expires_at_ms, "vault": where}
             for a, k, _ in some
@@ -106,7 +106,7 @@ def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str,
         Refused: If a vault is missing or damaged; nothing was written.
     """
     now_ms = int(primitive.broker.server_time().timestamp() * 1000)
-    kept_values = _from_vaults(items)
+    kept_values = from_vaults(items)
     letters = ["E"] * len(items)
     orders: list[tuple[int, _Order, dict[str, Any]]] = []
     for at, (item, life, undoes) in enumerate(items):
@@ -119,7 +119,7 @@ def put_back(primitive: Primitive, items: Sequence[tuple[Mapping[str, Any], str,
             kept = kept_values[key]
             left = "" if until is None else int(until) - now_ms
             orders.append((at, ("put", key, kept.type, "", left, "", kept.parts), receipt))
-    for some in _batches(orders, lambda each: _weight(each[1][-1])):
+    for some in batches(orders, lambda each: _weight(each[1][-1])):
         said = _call(primitive, "put", [order for _, order, _ in some], [receipt for *_, receipt in some])
         for (at, *_), letter in zip(some, said, strict=True):
             letters[at] = letter
@@ -166,7 +166,7 @@ def _weight(parts: Sequence[bytes]) -> int:
     return sum(map(len, parts)) + _ELEMENT * len(parts)
 
 
-def _batches(each_of: Sequence[T], weight_of: Callable[[T], int]) -> Iterator[list[T]]:
+def batches(each_of: Sequence[T], weight_of: Callable[[T], int]) -> Iterator[list[T]]:
     """Cut by number and by bytes."""
     batch: list[T] = []
     weight = 0
@@ -181,7 +181,8 @@ def _batches(each_of: Sequence[T], weight_of: Callable[[T], int]) -> Iterator[li
         yield batch
 
 
-def _from_vaults(items: Sequence[tuple[Mapping[str, Any], str, tuple[str, int]]]) -> dict[str, Kept]:
+def from_vaults(items: Sequence[tuple[Mapping[str, Any], str, tuple[str, int]]]) -> dict[str, Kept]:
+    """Return what vaults keep of keys, by the names of those; raise `Refused` unless all of it is there."""
     wanted = {raw_name(str(item["key"])) for item, _, _ in items if "vault" in item}
     found: dict[str, Kept] = {}
     for where in sorted({str(item["vault"]) for item, _, _ in items if "vault" in item}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,11 +22,16 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from opslib import demo
-from opslib.demo import Demo, faults, server, state, system
+from opslib import checkpoints, demo, letters
+from opslib.checkpoints import Document
+from opslib.demo import Demo, failures, faults, server, state, system
+from opslib.envelope import Head, head
 from opslib.errors import Exit, SettingsError
 from opslib.findings import CODES
+from opslib.keys import Keyspace
+from opslib.letters import Cause, Letter
 
+KEYS = Keyspace()
 #: Generous, as a test machine may be busy; a quiet one needs five seconds.
 READY_WITHIN_S = 90
 GONE_WITHIN_S = 10
@@ -141,6 +148,27 @@ def result(redis: Redis, task_id: str) -> dict[str, Any]:
     return dict(json.loads(redis.get(f"celery-task-meta-{task_id}")))
 
 
+def failed(redis: Redis) -> set[str]:
+    """Ids of the tasks whose result says FAILURE."""
+    return {r["task_id"] for r in results(redis) if r["status"] == "FAILURE"}
+
+
+def buried(redis: Redis) -> list[Letter]:
+    """The dead letters that can be read, the newest first."""
+    return [each for raw in redis.lrange("orders.dead", 0, -1) if isinstance(each := letters.read(raw), Letter)]
+
+
+def followers(redis: Redis) -> set[str]:
+    """Ids of the receipts that never ran, as what they wait for has failed; receipts themselves never fail."""
+    never = [r for r in results(redis) if r["status"] == "FAILURE" and not r.get("worker")]
+    return {r["task_id"] for r in never if r["result"]["exc_type"] in {"ChordError", "ConnectionRefusedError"}}
+
+
+def uncaptured(redis: Redis) -> set[str]:
+    """Ids of what failed on the node that keeps no letters."""
+    return {r["task_id"] for r in results(redis) if r["status"] == "FAILURE" and r.get("worker") == "clerk@shop"}
+
+
 class TestFaults:
     """Each fault is really there."""
 
@@ -162,6 +190,12 @@ class TestFaults:
             "queue-backlog": 1,
             "priority-inverted": 1,
             "unregistered-task": 1,
+            "dead-letters": 10,
+            "poison-task": 2,
+            "unreadable-letter": 1,
+            "uncaptured-failures": 1,
+            "task-resumable": 1,
+            "task-not-resumable": 1,
         }
 
     def test_killed_node_leaves_six_messages(self, shop: Demo, redis: Redis, app: Celery) -> None:
@@ -210,7 +244,7 @@ class TestFaults:
         assert not psutil.pid_exists(shop.processes["imports@shop"])
         assert "JSONDecodeError" in (shop.folder / "imports.log").read_text()
         assert {node: {q["name"] for q in its} for node, its in queues.items()} == {
-            "crowd@shop": {"celery", "emails", "reports"},
+            "crowd@shop": {"celery", "emails", "orders", "reports"},
             "clerk@shop": {"invoices"},
         }
         assert subject(shop, "queue-without-consumer") == "imports"
@@ -273,7 +307,7 @@ class TestFaults:
         good_behind_poison = waiting(redis)
         wait_until(lambda: seen & suspects() <= faulty | good_behind_poison | {""})
         assert sum(r["status"] == "SUCCESS" for r in results(redis)) >= 12
-        assert "FAILURE" not in {r["status"] for r in results(redis)}
+        assert failed(redis) <= {each.task_id for each in buried(redis)} | followers(redis) | uncaptured(redis)
 
     def test_healthy_work_goes_on(self, redis: Redis) -> None:
         """Receipts are sent all the time, some after a retry, and a few wait for their time."""
@@ -285,10 +319,68 @@ class TestFaults:
         assert max(r["retries"] for r in done) >= 1
         assert len(scheduled) >= 4
 
+    def test_each_way_to_die_leaves_a_letter(self, redis: Redis) -> None:
+        """By a node that keeps letters: so many of each task, with the cause, and the message that failed."""
+        letters = buried(redis)
+        found = Counter((each.task_name, each.cause) for each in letters if each.v)
+
+        assert found == {
+            ("shop.notify_supplier", Cause.RAISED): failures.REFUSED,
+            ("shop.book_order", Cause.RAISED): failures.BOOKED,
+            ("shop.apply_discount", Cause.RAISED): 3,
+            ("shop.import_catalogue", Cause.RAISED): 2,
+            ("shop.reserve_stock", Cause.REJECTED): 2,
+            ("shop.send_offer", Cause.EXPIRED): 2,
+            ("shop.print_poster", Cause.WORKER_LOST): 1,
+            ("shop.export_orders", Cause.TIME_LIMIT): 1,
+            ("shop.print_labels", Cause.UNKNOWN_TASK): 1,
+            ("shop.book_order", Cause.UNDECODABLE): 1,
+        }
+        heads = [head(each.message) for each in letters if each.v]
+        assert [h.task_id for h in heads if isinstance(h, Head)] == [each.task_id for each in letters if each.v]
+        assert {each.worker for each in letters if each.v} == {"crowd@shop"}
+        assert {each.retries for each in letters if each.task_name == "shop.notify_supplier"} == {2}
+
+    def test_letters_are_of_a_day_and_in_its_order(self, redis: Redis) -> None:
+        """Notices failed since yesterday, bookings all at once; the newest stands at the left, as capture has it."""
+        letters = buried(redis)
+        now = time.time()
+        ages_s = [now - (each.failed_epoch or 0) for each in letters]
+        of = {
+            task: [age_s for each, age_s in zip(letters, ages_s, strict=True) if each.task_name == f"shop.{task}"]
+            for task in ("notify_supplier", "book_order")
+        }
+
+        assert ages_s == sorted(ages_s)
+        assert max(of["notify_supplier"]) - min(of["notify_supplier"]) > 12 * 3600
+        booked = sorted(of["book_order"])[1:]  # but for the one that could not be decoded
+        assert booked[-1] - booked[0] < 5 * 60 < booked[0]
+
+    def test_letters_hold_a_chain_and_a_chord(self, redis: Redis) -> None:
+        """A receipt follows one of the notices, and a summary waits for another; both are told that they failed."""
+        embedded = [
+            json.loads(base64.b64decode(json.loads(each.message)["body"]))[2]
+            for each in buried(redis)
+            if each.task_name == "shop.notify_supplier"
+        ]
+
+        assert sum(bool(each["chain"]) for each in embedded) == 1
+        assert sum(bool(each["chord"]) for each in embedded) == 1
+        assert len(followers(redis)) == 2
+
+    def test_an_import_has_come_half_way(self, shop: Demo, redis: Redis) -> None:
+        """Both catalogues have a state; that of the damaged one says that nobody should go on."""
+        good, damaged = subject(shop, "task-resumable"), subject(shop, "task-not-resumable")
+        states = [checkpoints.read(redis.get(KEYS.checkpoint(each))) for each in (good, damaged)]
+
+        assert [state.progress for state in states if isinstance(state, Document)] == [0.5, 0.5]
+        assert [bool(state.refused) for state in states if isinstance(state, Document)] == [False, True]
+        assert {good, damaged} <= failed(redis)
+
     def test_told_what_it_broke(self, shop: Demo, said: list[str]) -> None:
         """Whoever waits is told of each fault, in order."""
         told = "\n".join(said)
-        steps = ["start", "SIGKILL", "not JSON", "sync_inventory", "reminder", "charge_card", "healthy"]
+        steps = ["start", "SIGKILL", "not JSON", "sync_inventory", "reminder", "charge_card", "orders.dead", "healthy"]
 
         assert shop.ready
         assert sorted(steps, key=told.index) == steps

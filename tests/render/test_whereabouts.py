@@ -214,7 +214,7 @@ STORIES = {
         f"ops undo {RUN}",
     ),
     "dead": (
-        whereabouts("x", dead=[letter("x", exception="ValueError: 7", failed_at=str(NOW_S - 60))]),
+        whereabouts("x", dead=[letter("x", exception="ValueError: 7", failed_at=NOW_S - 60)]),
         "failed for good; its letter is in celery.dead: ValueError: 7, 1 min ago.",
         "mend the cause",
     ),
@@ -282,7 +282,7 @@ def test_what_messages_say_is_harmless_in_every_place():
             unacked=[delivered(HOSTILE, task=HOSTILE, queue=HOSTILE)],
             held=[held(HOSTILE, node=HOSTILE)],
             results=[result(HOSTILE, HOSTILE, node=HOSTILE, exception=HOSTILE)],
-            dead=[letter(HOSTILE, key=HOSTILE, exception=HOSTILE, failed_at=HOSTILE)],
+            dead=[letter(HOSTILE, key=HOSTILE, exception=HOSTILE)],
             quarantined=[put_aside(HOSTILE, run_id=HOSTILE, queue=HOSTILE, place=HOSTILE)],
             queues=[queue(HOSTILE, depth=1)],
         )

@@ -19,11 +19,13 @@ from typing import Any
 
 from redis import Redis, RedisError
 
-from opslib import direct, folders, records, session
+from opslib import checkpoints, direct, folders, records, session
 from opslib import plan as plans
 from opslib.broker import Broker, connect
+from opslib.checkpoints import Document
 from opslib.collectors import collect as _load  # noqa: F401 - forked processes find it loaded
 from opslib.collectors import queues
+from opslib.envelope import digest
 from opslib.errors import NotFound, OpsError, Refused
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, Status
 from opslib.render import report
@@ -227,6 +229,14 @@ class Field:
         task_id = self._own("")["task_id"]
         message = fresh("tests.ok", [self._count], {}, task_id=task_id, queue=queue, priority=self._count % 4).decode()
         return Action(kind=Kind.SEND, subject=task_id, source="ops", destination=queue, message=message)
+
+    def checkpoint(self, life_s: int | None) -> tuple[str, Copy]:
+        """Save a task's state; return its id, and what a plan says of the state."""
+        task_id = self._own("")["task_id"]
+        document = Document(task_id=task_id, task="tests.ok", args=[self._count], kwargs={}, results={"done": 3})
+        key, raw = KEYS.checkpoint(task_id), checkpoints.write(document)
+        self._redis.set(key, raw, ex=life_s)
+        return task_id, Copy(place="state", key=key, sha256=digest(raw))
 
     def unacked(self, queue: str, *, task_id: str = "") -> Seeded:
         """Leave a message delivered, long ago."""
@@ -453,6 +463,18 @@ def _send(field: Field) -> list[Action]:
     return [field.fresh("sent") for _ in range(7)]
 
 
+def _handover(field: Field) -> list[Action]:
+    sends = [field.fresh("onward") for _ in range(5)]
+    states = [field.checkpoint(life_s) for life_s in (3600, None, 3600, None, 3600)]
+    return [
+        *(
+            Action(kind=Kind.HANDOVER, subject=task_id, source="checkpoint", destination=send.subject, copies=(copy,))
+            for (task_id, copy), send in zip(states, sends, strict=True)
+        ),
+        *sends,
+    ]
+
+
 VERBS: dict[str, Maker] = {
     "restore": _restore,
     "quarantine": _quarantine,
@@ -473,6 +495,7 @@ VERBS: dict[str, Maker] = {
     "expedite": _expedite,
     "expedite-deep": _expedite_some,
     "send": _send,
+    "handover": _handover,
 }
 
 
@@ -527,7 +550,7 @@ def look(redis: Redis) -> Seen:
             messages.update(value.values())
         if found := KEYS.quarantined(key):
             kept[found[1]] = kept.get(found[1], Counter()) + Counter(value)
-        elif "opslib:" not in key:
+        elif "opslib:" not in key or key.startswith(KEYS.checkpoint_root):
             values[key] = value
             if (life := redis.pttl(name)) >= 0:
                 lives[key] = life
@@ -873,7 +896,7 @@ class Trial:
         assert [each for each in others if each.person] == []
 
     def _vaults(self) -> Iterator[tuple[str, Any]]:
-        for path in self.archive.rglob(vault.FILE):
+        for path in self.archive.rglob(vault.FILE.replace(".", "*.", 1)):
             yield from ((kept.key.decode(), _value_of(kept)) for kept in vault.read(path)[1])
 
     def _run(self, name: str, plan: Plan, *, url: str = "") -> tuple[str, Sequence[Outcome]]:

@@ -104,11 +104,12 @@ class Deployment:
         name: str = "",
         ready: bool = True,
         heartbeat: bool = False,
+        module: str = "tests.support.app",
     ) -> Worker:
         """Start a node and wait until it answers; without a heartbeat it has nobody who could send its events."""
         name = name or f"w{next(_NUMBERS)}@trial"
         options = f"-n {name} -P {pool} -c {concurrency} -Q {queues} -l WARNING"
-        command = f"-A tests.support.app worker {options} {_ALONE}{'' if heartbeat else ' --without-heartbeat'}"
+        command = f"-A {module} worker {options} {_ALONE}{'' if heartbeat else ' --without-heartbeat'}"
         environment = {"TRIAL_URL": self.server.url, "TRIAL_CONF": json.dumps(dict(conf or {}))}
         started = self.launch(name, command.split(), environment, self.folder)
         self._running.callback(started.kill)

@@ -29,6 +29,7 @@ ENDS = ("in-look", "in-report")
 #: Places that only some come to.
 OWN = {
     "delete": ("in-vault", "after-vault"),
+    "handover": ("in-vault", "after-vault", "in-verify"),
     **dict.fromkeys(("restore", "quarantine", "purge", "move", "move-queue", "purge-some", "send"), ("in-verify",)),
 }
 SIEVED = (

@@ -20,6 +20,7 @@ from opslib import broker as brokers
 from opslib import catalog, collectors, direct, folders, records, run
 from opslib import plan as plans
 from opslib.broker import connect
+from opslib.envelope import digest
 from opslib.errors import BrokerRefused, Exit, Refused
 from opslib.plan import Action, Copy, Kind
 from opslib.writer import apply
@@ -114,6 +115,9 @@ def everything(client):
     client.set("text", "x")
     client.hset("hash", "a", "b")
     client.set("for ever", "x")
+    state = b'{"v":1,"task_id":"old","task":"tests.ok"}'
+    client.set(KEYS.checkpoint("old"), state, ex=600)
+    saved = Copy(place="state", key=KEYS.checkpoint("old"), sha256=digest(state))
 
     def of(kind, subject, copy, to="", **fields):
         return Action(kind=kind, subject=subject, source=copy.key, destination=to, copies=(copy,), **fields)
@@ -129,6 +133,7 @@ def everything(client):
         of(Kind.REORDER, seeded[2].task_id, waits(2), "1"),
         of(Kind.REPAIR, "x", Copy(place="unacked", key=KEYS.unacked, delivery_tag=lost.tag)),
         of(Kind.PURGE, "mail", Copy(place="list", key=mail.key, queue="mail"), "quarantine"),
+        replace(of(Kind.HANDOVER, "old", saved, "new"), source="checkpoint"),
         of(Kind.DELETE, "text", Copy(place="key", key="text")),
         of(Kind.DELETE, "hash", Copy(place="key", key="hash")),
         of(Kind.EXPIRE, "for ever", Copy(place="key", key="for ever", life_s=-1.0), ttl_s=60.0),

@@ -11,6 +11,8 @@ import pytest
 
 from opslib import letters
 from opslib.broker import connect
+from opslib.collectors import collect
+from opslib.collectors.find import find
 from opslib.keys import Keyspace
 from opslib.plan import Action, Copy, Kind, Redrive
 from opslib.selection import DeadSelection
@@ -121,7 +123,7 @@ def test_only_those_that_are_meant_are_sent(broker, redis):
 
 @pytest.mark.parametrize(("limit", "count"), [(1, 1), (7, 7), (50, 20)])
 def test_no_more_than_the_limit_the_oldest_first(broker, redis, limit, count):
-    """What is refused does not count."""
+    """Those of them that are refused count, as they do in the plan."""
     some = buried(redis, 20)
 
     redrive(broker, 20, only=DeadSelection(limit=limit))
@@ -530,3 +532,14 @@ class TestPurge:
         assert redis.llen(DEAD) == left
         undone(broker, run_id())
         assert redis.lrange(DEAD, 0, -1) == before
+
+
+def test_what_was_sent_is_no_dead_letter_any_more(broker, redis):
+    """Though it is kept, in a list whose name ends as theirs do."""
+    some = buried(redis, 2)
+    redrive(broker, 2)
+
+    seen = collect(broker, dead_letters=True, settle="0.01s")
+
+    assert seen.letters.lists == ()
+    assert find(broker, some).places == {each: ["waiting"] for each in sorted(some)}

@@ -15,6 +15,7 @@ _BEGINS = {
     "note": ("primitive",),
     "index": ("primitive",),
     "keys": ("primitive", "value"),
+    "hand": ("primitive",),
     "read_key": ("value",),
 }
 
