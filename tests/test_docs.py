@@ -218,6 +218,8 @@ def test_every_key_of_ours_is_named():
         space.epoch,
         space.audit,
         space.checkpoint("TASK_ID"),
+        space.dead_dropped,
+        space.dead_sender("NODE"),
         space.journal("RUN_ID"),
         space.quarantine("RUN_ID", "QUEUE"),
         space.quarantine_of_full("RUN_ID", "QUEUE"),

@@ -462,56 +462,76 @@ class TestWayBack:
         assert undone(broker, run_id()) == ()
 
 
+#: Where a batch can be cut off, and which one.
+CUTS = [
+    (point, batch) for point in ("before-intent", "after-intent", "after-script", "after-result") for batch in range(4)
+]
+
+
+@pytest.fixture(params=CUTS, ids=lambda cut: f"{cut[0]}-{cut[1]}")
+def cut_off(request, broker, redis, monkeypatch):
+    """Cut a run over a hundred letters off; return its plan and all their ids."""
+    point, batch = request.param
+    monkeypatch.setattr(redriven, "_BATCH", 100)
+    some = buried(redis, 100)
+    seen = iter(range(batch))
+
+    def watcher(name):
+        if name == point and next(seen, None) is None:
+            raise KeyboardInterrupt
+
+    made = planned(broker, again(100, only=DeadSelection(limit=90)))
+    with monkeypatch.context() as patched:
+        patched.setattr(points, "watchers", [watcher])
+        with pytest.raises(KeyboardInterrupt):
+            apply(made, broker, dry_run=False)
+    redis.delete(KEYS.lock)
+    return made, some
+
+
 class TestCutOff:
     """A run that is cut off has sent a letter, or not."""
 
-    def cut(self, broker, monkeypatch, after, action):
-        """Cut a run off after so many batches; return its plan."""
-        seen = iter(range(after))
+    def test_each_is_in_one_place(self, redis, cut_off):
+        """The oldest were sent, in their order; the others are where they were."""
+        _, some = cut_off
 
-        def watcher(name):
-            if name == "after-script" and next(seen, None) is None:
-                raise KeyboardInterrupt
+        assert [*ids(redis), *dead(redis)] == some
 
-        made = planned(broker, action)
-        with monkeypatch.context() as patched:
-            patched.setattr(points, "watchers", [watcher])
-            with pytest.raises(KeyboardInterrupt):
-                apply(made, broker, dry_run=False)
-        broker.writes.delete(KEYS.lock)
-        return made
+    def test_it_is_gone_on_with(self, broker, redis, cut_off):
+        """By its run id, to the number that was planned, and no further if that is done again."""
+        made, some = cut_off
 
-    def test_it_is_gone_on_with(self, broker, redis, monkeypatch):
-        """By its run id, to the number that was planned."""
-        monkeypatch.setattr(redriven, "_BATCH", 30)
-        some = buried(redis, 100)
-        made = self.cut(broker, monkeypatch, 1, again(100, only=DeadSelection(limit=50)))
-        begun = len(ids(redis))
+        for _ in range(2):
+            apply(resume.remaining(made, broker, run_id()), broker, dry_run=False)
 
-        (outcome,) = apply(resume.remaining(made, broker, run_id()), broker, dry_run=False)
+        assert (ids(redis), dead(redis)) == (some[:90], some[90:])
 
-        assert 0 < begun < 50
-        assert f"{begun} had been sent before" in outcome.reason
-        assert (ids(redis), dead(redis)) == (some[:50], some[50:])
-
-    def test_or_run_again(self, broker, redis, monkeypatch):
+    def test_or_run_again(self, broker, redis, cut_off):
         """What is left in the list is what was not sent."""
-        monkeypatch.setattr(redriven, "_BATCH", 30)
-        some = buried(redis, 100)
-        self.cut(broker, monkeypatch, 1, again(100))
+        _, some = cut_off
 
         redrive(broker, redis.llen(DEAD))
 
         assert (ids(redis), dead(redis)) == (some, [])
 
-    def test_what_is_done_is_not_gone_on_with(self, broker, redis):
-        """Letters that failed since are none of that run's."""
-        made = planned(broker, again(3))
-        buried(redis, 3)
-        apply(made, broker, dry_run=False)
-        bury(redis, letter())
+    def test_or_put_back(self, broker, redis, cut_off):
+        """All are in the list again, in their order."""
+        _, some = cut_off
+        if ids(redis):
+            undone(broker, run_id())
 
-        assert len(resume.remaining(made, broker, run_id())) == 0
+        assert (ids(redis), dead(redis)) == ([], some)
+
+
+def test_what_is_done_is_not_gone_on_with(broker, redis):
+    """Letters that failed since are none of that run's."""
+    made = planned(broker, again(3))
+    buried(redis, 3)
+    apply(made, broker, dry_run=False)
+    bury(redis, letter())
+
+    assert len(resume.remaining(made, broker, run_id())) == 0
 
 
 class TestPurge:
