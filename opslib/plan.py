@@ -262,10 +262,10 @@ class Plan:
         return cast("Mapping[str, object]", json.loads(json.dumps(asdict(self))))
 
     def shown(self) -> dict[str, object]:
-        """Return the plan as a record has it: with its digest, and of a message to be sent no more than its size."""
+        """Return the plan as a record has it: with its digest; of messages and arguments no more than their size."""
         content = dict(self.content())
         content["actions"] = [
-            {**row, "message": f"{len(str(row['message'])):,} bytes" if row["message"] else ""}
+            {**row, "message": _size(row["message"]), "redrive": _without_arguments(row["redrive"])}
             for row in cast("list[dict[str, object]]", content["actions"])
         ]
         return {"digest": self.digest, **content}
@@ -274,6 +274,16 @@ class Plan:
         """Return the counts in words: "restore 4, stop 2"; "nothing" for an empty plan."""
         counts = Counter(str(action.kind) for action in self.actions)
         return ", ".join(f"{kind} {n}" for kind, n in counts.items()) or "nothing"
+
+
+def _size(text: object) -> str:
+    return f"{len(str(text)):,} bytes" if text else ""
+
+
+def _without_arguments(redrive: object) -> object:
+    if not isinstance(redrive, dict):
+        return redrive
+    return {**redrive, "args": _size(redrive["args"]), "kwargs": _size(redrive["kwargs"])}
 
 
 class Status(StrEnum):

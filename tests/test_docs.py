@@ -221,6 +221,7 @@ def test_every_key_of_ours_is_named():
         space.dead_dropped,
         space.dead_sender("NODE"),
         space.journal("RUN_ID"),
+        space.redriven("RUN_ID", "LIST"),
         space.quarantine("RUN_ID", "QUEUE"),
         space.quarantine_of_full("RUN_ID", "QUEUE"),
         space.work("RUN_ID", "QUEUE"),

@@ -101,7 +101,7 @@ class _Redriving:
     """The letters of one action, list by list."""
 
     def __init__(self, primitive: Primitive, action: Action) -> None:
-        self._primitive, self._action = primitive, action
+        self.primitive, self._action = primitive, action
         self._broker: Broker = primitive.broker
         self._how = action.redrive or Redrive()
         self._only = action.letters or DeadSelection()
@@ -170,7 +170,7 @@ class _Redriving:
     def _note_done(self, key: str) -> None:
         """Have the journal know that a list is done with: letters that come later are none of this run's any more."""
         receipt = {"op": "note", "role": "taken", "items": [{"a": self._action.id, "s": key, "key": key}]}
-        self._primitive.call("note", self._primitive.keys(), [MOVED], receipt=receipt, about={"taken": key})
+        self.primitive.call("note", self.primitive.keys(), [MOVED], receipt=receipt, about={"taken": key})
 
     def _chunk(self, key: str, room: int) -> list[bytes]:
         """Return the oldest letters that were not passed over, as many as are read at once."""
@@ -202,7 +202,7 @@ class _Redriving:
         window: list[bytes] = []
         weight = 0
         for raw in chunk:
-            watch = self._primitive.watch
+            watch = self.primitive.watch
             most = _BATCH * watch.batch // watch.MOST if watch else _BATCH
             most = min(most, max(1, int(self._how.rate_per_s))) if self._how.rate_per_s else most
             if window and (len(window) >= most or weight + len(raw) > _BATCH_BYTES):
@@ -271,14 +271,14 @@ class _Redriving:
             return False
         self._wait()
         space = self._broker.keys
-        kept = space.redriven(self._primitive.run_id, key)
-        keys = self._primitive.keys(key, kept)
+        kept = space.redriven(self.primitive.run_id, key)
+        keys = self.primitive.keys(key, kept)
         items = [self._item(key, keys, raw, letter, found) for raw, letter, found in decided]
         away = self._results
         where = [space.database if away else "", away or "", space.result_root if away is not None else ""]
         packed = msgspec.msgpack.encode([item[:7] for item in items])
         receipt = {"op": "redrive", "role": "redrive", "list": key, "kept": kept, "columns": self._columns(keys, items)}
-        answer = self._primitive.call(
+        answer = self.primitive.call(
             "redrive",
             keys,
             [JOURNAL_LIFE_S * 1000, self._passed, *where, packed],

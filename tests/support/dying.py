@@ -164,6 +164,21 @@ def killed_retried(self: Task) -> str:
     return "ok"
 
 
+class Careless(Task):
+    """Kills its process when all is done, and stored."""
+
+    def on_success(self, *_: Any) -> None:
+        """End as if memory had run out."""
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="tests.killed_after", bind=True, base=Careless)
+def killed_after(self: Task) -> str:
+    """Succeed, and have the process killed then."""
+    _ran(self)
+    return "ok"
+
+
 @app.task(name="tests.leaving", bind=True)
 def leaving(self: Task) -> None:
     """End its process by itself."""

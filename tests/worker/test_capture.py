@@ -38,7 +38,7 @@ DIES = {
     "not_there": ("unknown-task", "NotRegistered"),
 }
 #: Ways not to: what goes back or goes on as another message, and does its work in the end.
-LIVES = ["ok", "flaky", "requeueing", "killed_requeued", "killed_retried", "endless_requeued"]
+LIVES = ["killed_after", "ok", "flaky", "requeueing", "killed_requeued", "killed_retried", "endless_requeued"]
 #: Messages that no task gets: what is changed about a good one.
 UNREADABLE = {
     "of a content type that is refused": {"content-type": "application/x-python-serialize"},
@@ -67,7 +67,7 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
     """Everything that can happen to a task on a prefork node, once each, from messages that were looked at before."""
     folder = tmp_path_factory.mktemp("aftermath")
     with embedded.start(folder) as server, deployment(server, folder) as found:
-        ids = {name: found.send(name) for name in ("ok", "flaky", "ignoring", *DIES)}
+        ids = {name: found.send(name) for name in ("killed_after", "ok", "flaky", "ignoring", *DIES)}
         ids["requeueing"] = found.send("requeueing", 2)
         ids |= {name: found.send(name) for name in LIVES if name not in ids}
         ids["boom_huge"] = found.send("boom_huge", 200_000)

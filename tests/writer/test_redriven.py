@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from opslib import letters
 from opslib.broker import connect
 from opslib.collectors import collect
 from opslib.collectors.find import find
+from opslib.errors import OpsError
 from opslib.keys import Keyspace
 from opslib.plan import Action, Copy, Kind, Redrive
 from opslib.selection import DeadSelection
@@ -24,6 +27,7 @@ from tests.support.seed import KEYS, envelope, iso, seed_waiting, waiting
 from tests.writer.test_undo import run_id
 
 DEAD = "celery.dead"
+SAFETY = Path(__file__).parents[2] / "docs" / "safety.md"
 
 
 def again(count, *, only=None, how=None, keys=KEYS, **fields):
@@ -563,3 +567,30 @@ def test_what_was_sent_is_no_dead_letter_any_more(broker, redis):
 
     assert seen.letters.lists == ()
     assert find(broker, some).places == {each: ["waiting"] for each in sorted(some)}
+
+
+@pytest.mark.parametrize("missing", ["", "ltrim", "lset", "lrem", "lpush", "pexpire", "xadd", "select"])
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "results elsewhere"])
+def test_without_one_right_nothing_is_half_done(server, redis, archive, missing, elsewhere):
+    """All that a batch needs is asked for before it writes; with the documented rights it goes through."""
+    some = buried(redis, 5)
+    servers.user(redis, f"{ops_change()} {f'-{missing}' if missing else ''}")
+    url = servers.as_user(server)
+    results = url.rsplit("/", 1)[0] + "/5" if elsewhere else url
+
+    try:
+        outcome = redrive(connect(servers.target(server, broker_url=url, result_backend=results)), 5)
+    except OpsError as error:
+        assert missing, error
+    else:
+        assert (outcome.status == "applied") == bool(ids(redis)), outcome
+        assert outcome.status == "applied" or missing, outcome
+
+    assert archive
+    assert [*ids(redis), *dead(redis)] == some
+
+
+def ops_change():
+    """Return the rights that the documentation gives to whoever may apply."""
+    (line,) = re.findall(r"ACL SETUSER ops_change on >PASSWORD (.*)", SAFETY.read_text("utf-8"))
+    return line

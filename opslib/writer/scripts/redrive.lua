@@ -55,7 +55,7 @@ local function part_of(item)
   local found = {}
   if kind == 'zset' then
     local score = item.index ~= '' and item.index or '+inf'
-    found = redis.call('ZRANGEBYSCORE', results, score, score)
+    found = redis.call('ZRANGE', results, score, score, 'BYSCORE')
   elseif kind == 'list' then
     found = redis.call('LRANGE', results, 0, -1)
   end
@@ -64,7 +64,7 @@ local function part_of(item)
     if read and type(value) == 'table' and value[2] == item.id then return {kind = kind, entry = entry} end
   end
   -- It has not been counted yet, or was mended before: its size is still there.
-  if redis.call('EXISTS', item.group .. '.s') == 1 then return {} end
+  if redis.call('GET', item.group .. '.s') then return {} end
   return nil
 end
 
@@ -72,7 +72,7 @@ end
 local function mend(item)
   local part, results = item.part, item.group .. '.j'
   if not part.entry then return end
-  if redis.call('EXISTS', item.group .. '.s') == 0 then
+  if not redis.call('GET', item.group .. '.s') then
     local size = redis.call(part.kind == 'zset' and 'ZCARD' or 'LLEN', results)
     size = size - tonumber(redis.call('GET', item.group .. '.t') or '0')
     local life = redis.call('PTTL', results)
