@@ -144,6 +144,8 @@ class Redrive:
 
         expired: Whether what has expired is sent as well, without its expiry; otherwise it is refused.
 
+        poison: Whether what ended the process that ran it is sent as well; otherwise it is refused.
+
         args, kwargs: JSON of other arguments, for one letter; empty for those that it had.
 
         rate_per_s: So many a second at most; 0 for as many as the broker bears.
@@ -153,6 +155,7 @@ class Redrive:
     new_ids: bool = False
     keep_retries: bool = False
     expired: bool = False
+    poison: bool = False
     args: str = ""
     kwargs: str = ""
     rate_per_s: float = 0.0

@@ -85,6 +85,7 @@ REFUSALS = {
     Note.REVOKED: "Its id is revoked, so nodes would drop it; a new id runs.",
     Note.SUCCEEDED: "Its result says SUCCESS: it has run by now.",
     Note.EXPIRED: "It expired; it is sent only where that is asked for.",
+    Note.POISON: "It ended the process that ran it; it is sent only by its id, its signature or its cause.",
     Note.CHORD_UNKNOWN: "It is one of a chord's tasks, and how many those are is not known any more.",
     Note.CHORD_ID: "It is one of a chord's tasks, which would count it twice under a new id.",
     Note.CHORD_ELSEWHERE: "It is one of a chord's tasks, which are counted on another server than the broker's.",
@@ -155,9 +156,7 @@ def notes(
         return (Note.UNREADABLE,)
     succeeded = {letter.task_id} if (states or {}).get(letter.task_id) == "SUCCESS" else set()
     decided = decide(letter, Redrive(), Known(now=now, revoked=revoked, succeeded=succeeded), tag="")
-    if isinstance(decided, Note):
-        return (decided, Note.POISON) if letter.cause in _POISON else (decided,)
-    return decided.notes
+    return (decided,) if isinstance(decided, Note) else decided.notes
 
 
 def decide(letter: Letter | Unreadable, how: Redrive, known: Known, *, tag: str, task_id: str = "") -> Sending | Note:
@@ -176,7 +175,9 @@ def decide(letter: Letter | Unreadable, how: Redrive, known: Known, *, tag: str,
         return Note.SUCCEEDED
     if not new_id and letter.task_id in known.revoked:
         return Note.REVOKED
-    if how == _AS_IT_WAS and (message := _spliced(letter, tag)) is not None:
+    if letter.cause == Cause.WORKER_LOST and not how.poison:
+        return Note.POISON
+    if how in _AS_IT_WAS and (message := _spliced(letter, tag)) is not None:
         return Sending(message=message, task_id=letter.task_id, queue=letter.queue, priority=0, notes=_plain(letter))
     parts = _parts(letter)
     if isinstance(parts, Note):
@@ -202,9 +203,6 @@ def decide(letter: Letter | Unreadable, how: Redrive, known: Known, *, tag: str,
     )
 
 
-_POISON = {Cause.WORKER_LOST, Cause.TIME_LIMIT}
-
-
 def _said(parts: _Message, letter: Letter, now: float) -> Sequence[tuple[Note, bool]]:
     return (
         (Note.INEXACT, not (letter.envelope or letter.envelope_base64)),
@@ -212,7 +210,7 @@ def _said(parts: _Message, letter: Letter, now: float) -> Sequence[tuple[Note, b
         (Note.CHAIN, parts.has_chain),
         (Note.ERRBACKS, parts.has_errbacks),
         (Note.ETA, parts.eta_at is not None and parts.eta_at > now),
-        (Note.POISON, letter.cause in _POISON),
+        (Note.POISON, letter.cause == Cause.WORKER_LOST),
     )
 
 
@@ -452,7 +450,7 @@ class _Plain(msgspec.Struct):
 
 
 _plain_message = msgspec.json.Decoder(_Plain).decode
-_AS_IT_WAS = Redrive()
+_AS_IT_WAS = (Redrive(), Redrive(poison=True))
 _OPENS = b'"headers": {'
 _COUNTED = b'"headers": {"x-redrive": 1, '
 
@@ -484,7 +482,7 @@ def _spliced(letter: Letter, tag: str) -> bytes | None:
 
 
 def _plain(letter: Letter) -> tuple[Note, ...]:
-    return (Note.POISON,) if letter.cause in _POISON else ()
+    return (Note.POISON,) if letter.cause == Cause.WORKER_LOST else ()
 
 
 def _plain_ends() -> tuple[bytes, ...]:

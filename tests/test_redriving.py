@@ -197,9 +197,10 @@ class TestFollows:
         """Nobody counts its tasks but by their results."""
         assert decided(with_headers(group="g", group_index=1)).notes == ()
 
-    def test_of_poison(self):
+    @pytest.mark.parametrize("how", [Redrive(poison=True), Redrive(poison=True, keep_retries=True)])
+    def test_of_poison(self, how):
         """It ended the process that ran it, and may do so again."""
-        assert decided(graveyard.letter(**graveyard.KILLED)).notes == (Note.POISON,)
+        assert decided(graveyard.letter(**graveyard.KILLED), how).notes == (Note.POISON,)
 
 
 class TestRefused:
@@ -249,6 +250,11 @@ class TestRefused:
         later = iso(3600)
 
         assert sent(with_headers(expires=later))["headers"]["expires"] == later
+
+    def test_poison_that_nobody_named(self):
+        """Sent with all others, it would end the process that runs it."""
+        assert decided(graveyard.letter(**graveyard.KILLED)) is Note.POISON
+        assert isinstance(decided(graveyard.letter(cause=Cause.TIME_LIMIT)), Sending)
 
     def test_a_chord_member_under_a_new_id(self):
         """The chord would count it twice."""

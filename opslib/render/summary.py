@@ -58,15 +58,20 @@ class Verdict(Line):
 
 
 def _findings(rows: list[dict[str, object]]) -> Table:
-    """Put findings of one code and task into one row: forty messages of a dead worker are one thing that is wrong."""
+    """
+    Put findings of one code and task into one row: forty messages of a dead worker are one thing that is wrong.
+
+    Not those for which something else is to be done.
+    """
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in words.worst_first(rows):
-        groups.setdefault((row.get("severity"), row.get("code"), row.get("task")), []).append(row)
+        groups.setdefault((row.get("severity"), row.get("code"), row.get("task"), row.get("hint")), []).append(row)
     return Table(
         title="",
         columns=[Column("severity", "state"), Column("finding", "code"), Column("what"), Column("subject", "code")],
         rows=[
-            (severity, code, _what(task, group), _subjects(group)) for (severity, code, task), group in groups.items()
+            (severity, code, _what(task, group), _subjects(group))
+            for (severity, code, task, _), group in groups.items()
         ],
         limit=30,
     )
@@ -88,7 +93,8 @@ def _outcomes(run: RunRecord) -> list[object]:
 def _what(task: object, group: Sequence[Row]) -> str:
     more = f" And {len(group) - 1:,} more like it." if len(group) > 1 else ""
     hint = f"\n→ {group[0]['hint']}" if group[0].get("hint") else ""
-    return f"{f'{task}: ' if task else ''}{group[0].get('message')}{more}{hint}"
+    message = str(group[0].get("message"))
+    return f"{f'{task}: ' if task and str(task) not in message else ''}{message}{more}{hint}"
 
 
 def _subjects(group: Sequence[Row]) -> str:

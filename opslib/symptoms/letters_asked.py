@@ -35,6 +35,7 @@ _SHORT = {
     Note.CHORD_UNKNOWN: "of a chord that cannot be counted",
     Note.CHORD_ID: "of a chord, which knows it by its id",
     Note.CHORD_ELSEWHERE: "of a chord that is counted elsewhere",
+    Note.POISON: "poison, sent only by name",
     Note.NO_ARGUMENTS: "without message and arguments",
     Note.UNREADABLE: "unreadable",
     Note.UNWRITABLE: "not to be written so",
@@ -182,8 +183,8 @@ def _check(wish: Wish) -> None:
         raise BadParameter(f"cause: {wish.cause!r} is none.", hint=near(wish.cause, map(str, Cause)))
     if not wish.narrows:
         raise BadParameter(
-            f"do={wish.do} by itself means every dead letter of every queue.",
-            hint="Say which: signature, task, cause, entry, older_than, limit or queue; queue=* for all of them.",
+            f"To {wish.do} without a word more means every dead letter of every queue.",
+            hint="Say which: by signature, task, cause, entry, age, number or queue; queue * means all of them.",
         )
     only = {
         name: getattr(wish, name) for name in ("to", "rate", "new_ids", "keep_retries", "expired", "args", "kwargs")
@@ -228,6 +229,7 @@ def _how(wish: Wish) -> Redrive | None:
         new_ids=wish.new_ids,
         keep_retries=wish.keep_retries,
         expired=wish.expired,
+        poison=any(getattr(wish, name).strip("*") for name in _NAMING),
         args=wish.args,
         kwargs=wish.kwargs,
         rate_per_s=rate_per_s,
@@ -252,14 +254,15 @@ def _meant(found: DeadLetters, listed: DeadList, selection: DeadSelection, how: 
     own = [each for each in found.letters if each.entry_id and each.key == listed.key]
     rows = [each for each in own if selection.fits(each)]
     if len(own) + listed.unreadable >= listed.length - (listed.arrived or 0):
-        noted = Counter(note for row in rows for note in _notes(row.notes, how))
-        refused = Counter({note: n for note, n in noted.items() if note in redriving.REFUSALS})
-        return _Meant(listed=listed, count=len(rows), exact=True, rows=rows, refused=refused, noted=noted - refused)
+        refused, noted = _told(rows, how)
+        return _Meant(listed=listed, count=len(rows), exact=True, rows=rows, refused=refused, noted=noted)
     groups = [group for group in found.groups if listed.key in group.keys and _may_fit(group, selection)]
     count = sum(min(group.keys[listed.key], _of_group(group, selection)) for group in groups)
     count += 0 if selection.signature else _unsorted(found, listed)
     refused = sum((Counter(_lifted(group.refused, how)) for group in groups), Counter[str]())
     noted = sum((Counter(group.notes) for group in groups), Counter[str]())
+    if how and how.poison and (sent := refused.pop(str(Note.POISON), 0)):
+        noted[str(Note.POISON)] = sent
     if selection.ids:
         count, refused, noted = len(rows), Counter(), Counter()
     return _Meant(listed=listed, count=count, exact=False, rows=rows, refused=refused, noted=noted)
@@ -298,6 +301,14 @@ def _notes(noted: Iterable[str], how: Redrive | None) -> list[str]:
     return left
 
 
+def _told(rows: Iterable[DeadLetter], how: Redrive | None) -> tuple[Counter[str], Counter[str]]:
+    """Return why letters are refused, and what else is worth a word of them, each with how many."""
+    noted = Counter(note for row in rows for note in _notes(row.notes, how))
+    sent = {str(Note.POISON)} if how and how.poison else set()
+    refused = Counter({note: n for note, n in noted.items() if note in redriving.REFUSALS and note not in sent})
+    return refused, noted - refused
+
+
 def _lifted(counts: Mapping[str, int], how: Redrive | None) -> dict[str, int]:
     if how is None:
         return {}
@@ -309,6 +320,8 @@ _LIFTS = {
     str(Note.REVOKED): lambda how: how.new_ids,
     str(Note.EXPIRED): lambda how: how.expired,
 }
+#: What names poison, so that it is meant.
+_NAMING = ("entry", "signature", "cause")
 
 
 def _limited(meant: list[_Meant], limit: int, how: Redrive | None) -> list[_Meant]:
@@ -325,15 +338,14 @@ def _limited(meant: list[_Meant], limit: int, how: Redrive | None) -> list[_Mean
             kept.append(each)
             continue
         rows = sorted(each.rows, key=lambda row: row.failed_at or 0.0)[:count] if each.exact else each.rows
-        noted = Counter(note for row in rows for note in _notes(row.notes, how)) if each.exact else Counter(each.noted)
-        refused = Counter({note: n for note, n in noted.items() if note in redriving.REFUSALS})
+        refused, noted = _told(rows, how)
         kept.append(
             replace(
                 each,
                 count=count,
                 rows=rows,
                 refused=refused if each.exact else each.refused,
-                noted=noted - refused if each.exact else each.noted,
+                noted=noted if each.exact else each.noted,
             )
         )
     return kept

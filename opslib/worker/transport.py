@@ -39,7 +39,6 @@ def connect(app: Celery, url: str = "") -> Redis:
 
     options = {
         "ack_emulation": False,
-        "client_name": CLIENT_NAME,
         "max_connections": None,
         "retry_on_timeout": False,
         "socket_connect_timeout": TIMEOUT_S,
@@ -54,7 +53,7 @@ def connect(app: Celery, url: str = "") -> Redis:
     pool = channel.pool
     channel.async_pool.disconnect()  # by which it has asked whether there is a server
     # A command that is repeated by the client is a command that is made twice.
-    pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
+    pool.connection_kwargs |= {"client_name": CLIENT_NAME, "retry": Retry(NoBackoff(), 0)}
     client = Redis(connection_pool=pool)
     client.opslib_channel = channel  # type: ignore[attr-defined]  # lives as long as its connections
     return client

@@ -293,7 +293,7 @@ class TestAsking:
 
     def test_refusals_are_counted_by_their_reason(self):
         """As many go as the sentence says."""
-        seen = snapshot(dead(4), dead(2, notes=("revoked",)), dead(1, notes=("looping", "poison")))
+        seen = snapshot(dead(4), dead(2, notes=("revoked",)), dead(1, notes=("looping",)))
         (action,) = planned(seen, do="redrive", queue="orders")
 
         assert action.effect.startswith(
@@ -321,7 +321,6 @@ class TestAsking:
     @pytest.mark.parametrize(
         ("note", "said"),
         [
-            ("poison", "1 ended the process"),
             ("inexact", "1 is made anew"),
             ("chain", "1 has a chain"),
             ("errbacks", "1 has errbacks"),
@@ -333,6 +332,20 @@ class TestAsking:
         (action,) = planned(snapshot(dead(1, notes=(note,)), dead(2)), do="redrive", queue="orders")
 
         assert said in action.effect
+
+    @pytest.mark.parametrize(
+        ("asked", "said"),
+        [
+            ({"queue": "orders"}, "2 of 3 letters to orders; 1 refused: poison, sent only by name."),
+            ({"queue": "orders", "cause": "raised"}, "1 ended the process that ran it."),
+        ],
+    )
+    def test_poison_is_sent_only_if_it_is_named(self, asked, said):
+        """With all others it would end the process that runs it, and with that what else ran there."""
+        (action,) = planned(snapshot(dead(1, notes=("poison",)), dead(2)), do="redrive", **asked)
+
+        assert said in action.effect
+        assert action.redrive.poison is ("cause" in asked)
 
     def test_a_queue_that_nobody_consumes_is_said(self):
         """With doubt where a node stayed silent; nothing where somebody does."""
@@ -411,9 +424,9 @@ class TestAsking:
         ("asked", "said", "hint"),
         [
             ({"do": "redrve", "queue": "*"}, "nothing that can be done", "Did you mean redrive?"),
-            ({"do": "redrive"}, "means every dead letter", "queue=*"),
-            ({"do": "redrive", "task": "*"}, "means every dead letter", "queue=*"),
-            ({"do": "purge", "signature": "*"}, "means every dead letter", "queue=*"),
+            ({"do": "redrive"}, "means every dead letter", "queue * means"),
+            ({"do": "redrive", "task": "*"}, "means every dead letter", "queue * means"),
+            ({"do": "purge", "signature": "*"}, "means every dead letter", "queue * means"),
             ({"do": "redrive", "queue": "order"}, "no dead letters of 'order'", "Did you mean orders?"),
             ({"do": "redrive", "signature": f"{NAME[:-1]}x"}, "no dead letter has", f"Did you mean {NAME}?"),
             ({"do": "redrive", "signature": "zzz"}, "no dead letter has 'zzz'", NAME),

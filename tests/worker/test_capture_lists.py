@@ -267,8 +267,9 @@ def test_node_is_not_slowed_by_a_server_that_hangs_and_loses_nothing(trial: Depl
         # Killed, the server has forgotten the first ones; it was told each of the last ones once.
         assert sorted(each.task_id for each in dead(redis)) == sorted(ids[120:])
     alive_s, hanging_s, killed_s = rounds
-    assert hanging_s < 3 * alive_s + 0.5
-    assert killed_s < 3 * alive_s + 0.5
+    # To wait for each letter would take a minute.
+    assert hanging_s < 5 * alive_s + 5
+    assert killed_s < 5 * alive_s + 5
     assert not trial.redis.exists("celery.dead")
 
 
