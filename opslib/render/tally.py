@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 #: File of the audit, in the archive.
 AUDIT = "audit.jsonl"
-#: Runs that give a failed task's work to a new one.
-RESUME = "resume-task"
+#: Why a message is sent that gives a failed task's work to a new one.
+_RESUMED = "task-resumable"
+#: A figure with more is none of ours.
+_MOST_DIGITS = 12
 #: What an end of a run looks like in the audit; everything else there is about single batches.
 _EVENTS = (b'"begin"', b'"end"', b'"refused"', b'"interrupted"')
 _PLANNED = re.compile(r"([a-z]{1,40}) (\d{1,9})")
-_SENT = re.compile(r"([\d,]+) (?:letters? )?(?:was |were )?sent again")
-_REFUSED = re.compile(r"([\d,]+) (?:letters? )?(?:was |were )?refused")
+#: How an outcome tells of letters: "1,204 letters were sent again. 3 stay: …; 1 stays: …".
+_SENT, _NONE = re.compile(r"([\d,]+) letters? (?:was|were) sent again"), re.compile(r"^None (?:was sent|of them)")
+_REFUSED = re.compile(r"([\d,]+) stays?: ")
 #: Outcomes, which are fields of `Actions`, too.
 _STATUSES = frozenset(map(str, Status))
 #: What a run is called whose notebook a person ran cell by cell; it has no record.
@@ -271,8 +274,7 @@ class _Count:
             size = sizes.get(_key_of(action))
             self._work["keys_removed"] += 1
             self._work["sizes_unknown" if size is None else "bytes_freed"] += 1 if size is None else size
-        if record.runbook == RESUME or of[Kind.HANDOVER]:
-            new = [str(action.get("subject")) for action in of[Kind.SEND]]
+        if new := [str(action.get("subject")) for action in of[Kind.SEND] if action.get("why") == _RESUMED]:
             self._tasks += len(new)
             self._resumed.setdefault(target, []).extend(new)
 
@@ -319,9 +321,13 @@ def _key_of(action: Mapping[str, object]) -> str:
 
 def _redriven(outcome: Mapping[str, object]) -> tuple[int, int] | None:
     """Return how many letters an action sent again, and how many it refused; None where its outcome does not say."""
-    steps = outcome.get("steps")
-    text = " ".join([str(outcome.get("reason")), *map(str, steps if isinstance(steps, list) else [])])
-    sent, refused = _SENT.search(text), _REFUSED.search(text)
-    if sent is None and refused is None:
+    text = str(outcome.get("reason"))
+    sent = _SENT.search(text)
+    if sent is None and not _NONE.match(text):
         return None
-    return tuple(int(m[1].replace(",", "")) if m else 0 for m in (sent, refused))  # type: ignore[return-value]
+    return _whole(sent[1]) if sent else 0, sum(map(_whole, _REFUSED.findall(text)))
+
+
+def _whole(figure: str) -> int:
+    digits = figure.replace(",", "")
+    return int(digits) if 0 < len(digits) < _MOST_DIGITS else 0

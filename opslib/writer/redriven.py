@@ -107,7 +107,6 @@ class _Redriving:
         self._only = action.letters or DeadSelection()
         self._began = time.monotonic()
         self._queues: dict[str, bool] = {}
-        self._lists: dict[tuple[str, int], str] = {}
         self._states = results.States(primitive.broker)
         self._left = self._passed = 0
         self._known: set[str] = set()
@@ -197,21 +196,16 @@ class _Redriving:
             done, decided = done + len(decided), following
         return done
 
-    def _windows(self, chunk: Sequence[bytes]) -> Iterator[list[bytes]]:
-        """Cut by number, by bytes, and where only so many a second are sent."""
-        window: list[bytes] = []
-        weight = 0
-        for raw in chunk:
+    def _windows(self, chunk: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+        """Cut by number, by what they weigh on average, and where only so many a second are sent."""
+        by_weight = max(1, _BATCH_BYTES * len(chunk) // sum(map(len, chunk)))
+        at = 0
+        while at < len(chunk):
             watch = self.primitive.watch
-            most = _BATCH * watch.batch // watch.MOST if watch else _BATCH
-            most = min(most, max(1, int(self._how.rate_per_s))) if self._how.rate_per_s else most
-            if window and (len(window) >= most or weight + len(raw) > _BATCH_BYTES):
-                yield window
-                window, weight = [], 0
-            window.append(raw)
-            weight += len(raw)
-        if window:
-            yield window
+            most = min(by_weight, _BATCH * watch.batch // watch.MOST if watch else _BATCH)
+            most = min(most, int(self._how.rate_per_s)) if self._how.rate_per_s else most
+            yield chunk[at : at + max(1, most)]
+            at += max(1, most)
 
     def _decided(self, window: Sequence[bytes]) -> list[_Decided]:
         """Decide about each letter; None for one that is not meant, or that was accounted for already."""
@@ -273,7 +267,8 @@ class _Redriving:
         space = self._broker.keys
         kept = space.redriven(self.primitive.run_id, key)
         keys = self.primitive.keys(key, kept)
-        items = [self._item(key, keys, raw, letter, found) for raw, letter, found in decided]
+        numbers: dict[tuple[str, int], int] = {}
+        items = [self._item(key, keys, numbers, raw, letter, found) for raw, letter, found in decided]
         away = self._results
         where = [space.database if away else "", away or "", space.result_root if away is not None else ""]
         packed = msgspec.msgpack.encode([item[:7] for item in items])
@@ -291,7 +286,13 @@ class _Redriving:
         return moved_on
 
     def _item(
-        self, key: str, keys: Keys, raw: bytes, letter: Letter | Unreadable, found: Sending | Note | None
+        self,
+        key: str,
+        keys: Keys,
+        numbers: dict[tuple[str, int], int],
+        raw: bytes,
+        letter: Letter | Unreadable,
+        found: Sending | Note | None,
     ) -> tuple[Any, ...]:
         """Return what the script is told of one letter, and its task's name."""
         if isinstance(letter, Letter) and letter.v == letters.VERSION:
@@ -300,7 +301,10 @@ class _Redriving:
             known = f"s{hashlib.sha1(raw, usedforsecurity=False).hexdigest()}"
         if not isinstance(found, Sending) or not isinstance(letter, Letter):
             return known, 0, "", "", "", "", "", ""
-        number = keys.number(self._list(key, found.queue, found.priority))
+        where = found.queue, found.priority
+        if where not in numbers:
+            numbers[where] = keys.number(self._list(key, *where))
+        number = numbers[where]
         if found.task_id != letter.task_id and len(self.account.renamed) < _SHOWN_IDS:
             self.account.renamed.append((letter.task_id, found.task_id))
         if not found.chord:
@@ -312,17 +316,16 @@ class _Redriving:
     def _list(self, key: str, queue: str, priority: int) -> str:
         """Return the list that a message goes to; the one that the letters' list is named after where nobody says."""
         space = self._broker.keys
-        if (queue, priority) not in self._lists:
-            self._lists[queue, priority] = space.queue(queue or origin(key.removeprefix(space.prefix)), priority)
-        return self._lists[queue, priority]
+        return space.queue(queue or origin(key.removeprefix(space.prefix)), priority)
 
     def _columns(self, keys: Keys, items: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
         """Return the receipt of a window, of which many say the same: what was sent, and where it went."""
+        places = [None, *([name, "", "", None] for name in keys.names)]
         return {
             "a": [self._action.id] * len(items),
             "s": [item[5] for item in items],
             "t": [item[7] for item in items],
-            "to": [[keys.names[item[1] - 1], "", "", None] if item[1] else None for item in items],
+            "to": [places[item[1]] for item in items],
             "sha": [hashlib.sha256(item[2].encode()).hexdigest() if item[1] else "" for item in items],
         }
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from opslib import folders, records
 from opslib.plan import Copy, Kind, Outcome, Status
+from opslib.redriving import Note
 from opslib.render import archive, figures, tally
 from opslib.render.figures import Figures
 from opslib.render.grid import Table
+from opslib.writer import redriven
 from tests.render.samples import action, finding, outcome, plan, record, uid
 
 
@@ -293,19 +297,44 @@ def redrive(reason: str, status: Status = Status.APPLIED) -> dict[str, Any]:
 
 def test_redrives_are_counted_by_letters(tmp_path: Path) -> None:
     """Sent again and refused; an outcome without figures is said to have none."""
-    keep(tmp_path, "20261121", "redrive", **redrive("1,204 letters were sent again, 3 were refused."))
-    keep(tmp_path, "20261121", "redrive", number=1, **redrive("1 letter was sent again."))
-    keep(tmp_path, "20261121", "redrive", number=2, **redrive("The broker does not answer.", Status.FAILED))
+    told = [
+        (
+            "1,204 letters were sent again. 3 stay: It expired; it is sent only where that is asked for.; 1 stays: No.",
+            0,
+        ),
+        ("1 letter was sent again.", 1),
+        ("7 letters were sent again. The server has little memory left.", 2),
+        ("None was sent. 12 stay: Its result says SUCCESS: it has run by now.", 3),
+        ("None of them is there any more.", 4),
+        ("The broker does not answer.", 5),
+    ]
+    for reason, number in told:
+        keep(tmp_path, "20261121", "dead-redrive", number=number, **redrive(reason))
 
     work = count(tmp_path).work
 
-    assert (work.redriven, work.redrive_refused, work.redrives_untold) == (1205, 3, 1)
+    assert (work.redriven, work.redrive_refused, work.redrives_untold) == (1212, 16, 1)
+
+
+@pytest.mark.parametrize("sent", [0, 1, 1204])
+@pytest.mark.parametrize("stays", [{}, {Note.LOOPING: 1}, {Note.SUCCEEDED: 1500, Note.REVOKED: 1}])
+@pytest.mark.parametrize("halted", ["", "The server has little memory left."])
+def test_what_the_writer_says_of_letters_is_understood(sent: int, stays: dict[Note, int], halted: str) -> None:
+    """Its sentence is all that a record keeps of the letters of an action."""
+    account = redriven._Account(sent=sent, stays=Counter(stays), halted=halted)
+    work = SimpleNamespace(account=account, before=0, unheard=" 1 node did not say which ids are revoked.")
+    said = redriven._outcome(action(), work)  # type: ignore[arg-type]
+
+    assert tally._redriven({"reason": said.reason}) == (sent, 0 if halted else sum(stays.values()))
 
 
 def resumed(*numbers: int, statuses: tuple[Status, ...] = ()) -> dict[str, Any]:
     """Return a run that gave the work of failed tasks to new ones."""
     pairs = [
-        (action(f"old {n}", kind=Kind.HANDOVER, source="checkpoint"), action(f"new {n}", kind=Kind.SEND))
+        (
+            action(f"old {n}", kind=Kind.HANDOVER, source="checkpoint"),
+            action(f"new {n}", kind=Kind.SEND, why="task-resumable"),
+        )
         for n in numbers
     ]
     return done(*(each for pair in pairs for each in pair), statuses=statuses)

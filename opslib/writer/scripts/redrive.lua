@@ -103,9 +103,8 @@ for n, item in ipairs(items) do
   letters[n] = item.list and 'A' or 'S'
   if item.list and ROOT ~= '' and item.was ~= '' then
     -- What has run by now, by whoever's hand, is not sent again; the state stands first in a result.
-    local kind = redis.call('TYPE', ROOT .. item.was).ok
-    local head = kind == 'string' and redis.call('GETRANGE', ROOT .. item.was, 0, 95) or ''
-    if string.find(head, '^%s*{%s*"status":%s*"SUCCESS"') then letters[n] = 'R' end
+    local head = redis.pcall('GETRANGE', ROOT .. item.was, 0, 95)
+    if type(head) == 'string' and string.find(head, '^%s*{%s*"status":%s*"SUCCESS"') then letters[n] = 'R' end
   end
   if letters[n] == 'A' and item.group ~= '' then
     item.part = part_of(item)
@@ -123,14 +122,19 @@ if chords then
   end
   go_to(HOME)
 end
-local values = {}
+local values, lists, messages = {}, {}, {}
 for n, item in ipairs(items) do
   if letters[n] == 'A' then
     taken[#taken + 1] = n
-    redis.call('LPUSH', item.list, item.message)
     values[#values + 1] = item.letter
+    if not messages[item.list] then
+      lists[#lists + 1] = item.list
+      messages[item.list] = {}
+    end
+    messages[item.list][#messages[item.list] + 1] = item.message
   end
 end
+for _, list in ipairs(lists) do redis.call('LPUSH', list, unpack(messages[list])) end
 if #taken > 0 then
   redis.call('LPUSH', KEPT, unpack(values))
   redis.call('PEXPIRE', KEPT, LIFE)
