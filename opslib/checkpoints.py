@@ -142,6 +142,19 @@ def write(document: Document) -> bytes:
         raise ValueError(str(error)) from None
 
 
+def over(document: Document) -> Document:
+    """Return what is left of a state, once the task that went on from it has succeeded: that it did."""
+    return Document(
+        task_id=document.task_id,
+        task=document.task,
+        saved_at=document.saved_at,
+        life_s=document.life_s,
+        resumed_from=document.resumed_from,
+        resumed_as=document.resumed_as,
+        refused="the task that went on from it has succeeded",
+    )
+
+
 def read(raw: bytes) -> Document | Unreadable:
     """Return what a checkpoint says; one of another version is left alone."""
     try:

@@ -29,6 +29,8 @@ class Note(StrEnum):
 
         SUCCEEDED: Its result says SUCCESS: another copy of it has run.
 
+        RESUMED: Another task has gone on from where it failed.
+
         EXPIRED: It was not to be run after a time that has passed.
 
         CHORD: It is one of a chord's tasks, whose count has to be mended first.
@@ -59,6 +61,7 @@ class Note(StrEnum):
     LOOPING = "looping"
     REVOKED = "revoked"
     SUCCEEDED = "succeeded"
+    RESUMED = "resumed"
     EXPIRED = "expired"
     CHORD = "chord"
     CHORD_UNKNOWN = "chord-unknown"
@@ -84,6 +87,7 @@ REFUSALS = {
     Note.LOOPING: f"It was sent again {LOOPS} times and failed each time: mend the cause first.",
     Note.REVOKED: "Its id is revoked, so nodes would drop it; a new id runs.",
     Note.SUCCEEDED: "Its result says SUCCESS: it has run by now.",
+    Note.RESUMED: "Another task has gone on from where it failed.",
     Note.EXPIRED: "It expired; it is sent only where that is asked for.",
     Note.POISON: "It ended the process that ran it; it is sent only by its id, its signature or its cause.",
     Note.CHORD_UNKNOWN: "It is one of a chord's tasks, and how many those are is not known any more.",

@@ -31,6 +31,7 @@ _SHORT = {
     Note.LOOPING: f"sent again {redriving.LOOPS} times already",
     Note.REVOKED: "revoked",
     Note.SUCCEEDED: "succeeded since",
+    Note.RESUMED: "gone on with as another task",
     Note.EXPIRED: "expired",
     Note.CHORD_UNKNOWN: "of a chord that cannot be counted",
     Note.CHORD_ID: "of a chord, which knows it by its id",

@@ -190,7 +190,11 @@ class Checkpoint:
         return self._tried("write", lambda: connection.client(self._app).set(self._key, raw, px=life_ms))
 
     def _remove(self) -> None:
-        """Remove it with its ancestors: those that name it as what goes on from them, one after the other."""
+        """
+        Remove it, and of its ancestors, those that name it as what goes on from them, all but that.
+
+        Their dead letters may lie there still, and must not be sent again as if nobody had gone on.
+        """
         client, space = connection.client(self._app), connection.keys(self._app)
         ids = [self.task_id]
         parent = self._document.resumed_from
@@ -199,9 +203,10 @@ class Checkpoint:
             document = checkpoints.read(raw) if raw is not None else None
             if not isinstance(document, Document) or document.resumed_as != ids[-1]:
                 break
+            client.set(space.checkpoint(parent), checkpoints.write(checkpoints.over(document)), keepttl=True)
             ids.append(parent)
             parent = document.resumed_from
-        client.delete(*map(space.checkpoint, ids))
+        client.delete(space.checkpoint(self.task_id))
 
     @property
     def _key(self) -> str:

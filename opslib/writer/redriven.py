@@ -29,8 +29,8 @@ from opslib.writer.primitive import JOURNAL_LIFE_S, Keys, Primitive
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
-STAYS, HAS_RUN, NO_CHORD = "S", "R", "K"
-_SAID = {HAS_RUN: Note.SUCCEEDED, NO_CHORD: Note.CHORD_UNKNOWN}
+STAYS, HAS_RUN, GOES_ON, NO_CHORD = "S", "R", "E", "K"
+_SAID = {HAS_RUN: Note.SUCCEEDED, GOES_ON: Note.RESUMED, NO_CHORD: Note.CHORD_UNKNOWN}
 _ANSWER_S = 2.0
 #: So often a list is looked at from its end again, because somebody else took letters of it or its bound did.
 _LOOKS = 20
@@ -276,7 +276,7 @@ class _Redriving:
         answer = self.primitive.call(
             "redrive",
             keys,
-            [JOURNAL_LIFE_S * 1000, self._passed, *where, packed],
+            [JOURNAL_LIFE_S * 1000, self._passed, *where, space.checkpoint(""), packed],
             receipt=receipt,
             about={"list": key, "letters": sum(1 for item in items if item[1])},
             meanwhile=meanwhile,

@@ -93,7 +93,8 @@ class TestGoingOn:
         assert counts(system, how) == [1] * 5
         begins = {"at": 3, "resumed": True, "from": task_id}
         assert opened(system, how) == [{"at": 0, "resumed": False, "from": ""}, begins]
-        until(lambda: not state(system, new_id) and not state(system, task_id), DEADLINE_S, "they are removed")
+        until(lambda: not state(system, new_id), DEADLINE_S, "it is removed")
+        assert (state(system, task_id)["resumed_as"], state(system, task_id)["results"]) == (new_id, {})
         assert json.loads(system.redis.get(KEYS.result(new_id)))["result"] == 0 + 1 + 2 + 3 + 4
 
     def test_a_retry_goes_on_by_itself(self, system):
@@ -106,7 +107,7 @@ class TestGoingOn:
         assert [each["at"] for each in opened(system, "again")] == [0, 2]
 
     def test_it_is_resumed_again_from_where_the_second_failed(self, system):
-        """By the first id: the last of the line goes on, and all of them are removed after its success."""
+        """By the first id: the last of the line goes on, and after its success nothing of them is left but that."""
         first = failed(system, "twice", at=1)
         system.redis.hset("breaks:twice", "3", "boom")
         (second,) = resume(first, "-o", "ids").out.split()
@@ -118,7 +119,9 @@ class TestGoingOn:
         assert (done.code, len({first, second, third})) == (Exit.DONE, 3), done
         system.until_done(third)
         assert counts(system, "twice") == [1] * 5
-        until(lambda: not any(state(system, each) for each in (first, second, third)), DEADLINE_S, "all are gone")
+        until(lambda: not state(system, third), DEADLINE_S, "its own is gone")
+        assert [state(system, each)["resumed_as"] for each in (first, second)] == [second, third]
+        assert [state(system, each)["results"] for each in (first, second)] == [{}, {}]
 
     def test_it_waits_where_it_is_told_to(self, system):
         """Linked both ways, with its headers and arguments; neither checkpoint lives shorter than before."""

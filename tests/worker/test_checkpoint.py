@@ -161,8 +161,8 @@ class TestLife:
 class TestEnd:
     """What becomes of it with its task."""
 
-    def test_success_removes_it_with_its_ancestors(self, app, redis):
-        """Those that name it as the one that goes on; another one's stays."""
+    def test_success_removes_it_and_what_its_ancestors_have(self, app, redis):
+        """Of those that name it as the one that goes on only that is left, for as long; another one's stays."""
         for child, parent in (("t-1", "t-0"), ("t-0", "t-x"), ("other", "")):
             checkpoint(task(app, child)).save(rows=1)
             document = {**stored(redis, child), "resumed_from": parent, "resumed_as": "t-1" if child == "t-0" else ""}
@@ -173,7 +173,11 @@ class TestEnd:
 
         succeed(running)
 
-        assert set(redis.keys()) == {b"opslib:checkpoint:other", b"opslib:checkpoint:t-x"}
+        left = {b"opslib:checkpoint:other", b"opslib:checkpoint:t-x", b"opslib:checkpoint:t-0"}
+        assert set(redis.keys()) == left
+        parent = stored(redis, "t-0")
+        assert (parent["resumed_as"], parent["results"], parent["args"]) == ("t-1", {}, None)
+        assert "has succeeded" in parent["refused"]
 
     def test_a_circle_of_ancestors_ends(self, app, redis):
         """Whoever wrote it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from opslib import letters
+from opslib import checkpoints, letters
 from opslib.broker import connect
 from opslib.collectors import collect
 from opslib.collectors.find import find
@@ -182,6 +182,20 @@ def test_what_has_run_is_not_sent(broker, redis):
 
     assert ids(redis) == [some[0], some[2]]
     assert "1 stays: Its result says SUCCESS" in outcome.reason
+
+
+def test_what_another_task_goes_on_with_is_not_sent(broker, redis):
+    """It would begin at the beginning what is half done; also once that one has succeeded."""
+    some = buried(redis, 3)
+    document = checkpoints.Document(task_id=some[0], results={"a": 1}, resumed_as="new")
+    redis.set(KEYS.checkpoint(some[0]), checkpoints.write(document))
+    redis.set(KEYS.checkpoint(some[1]), checkpoints.write(checkpoints.over(document)))
+    redis.set(KEYS.checkpoint(some[2]), checkpoints.write(checkpoints.Document(task_id=some[2])))
+
+    outcome = redrive(broker, 3)
+
+    assert ids(redis) == some[2:]
+    assert "2 stay: Another task has gone on" in outcome.reason
 
 
 @pytest.mark.parametrize("elsewhere", ["database", "server"])

@@ -2,17 +2,17 @@
 --
 -- KEYS: 4 the dead-letter list, 5 where this run keeps the letters that it has sent, 6.. the queues' lists
 -- ARGV: life of the kept ones in ms, letters at the served end that are passed over, this database and that of results
---   and chords ('' = this one), what the keys of results begin with ('' = they are not on this server), and all letters
---   from there on, the oldest first, as msgpack. Of each: what knows it again ('i' and its entry id, or 's' and the sha1
+--   and chords ('' = this one), what the keys of results begin with ('' = they are not on this server) and those of
+--   checkpoints, and all letters from there on, the oldest first, as msgpack. Of each: what knows it again ('i' and its entry id, or 's' and the sha1
 --   of its bytes), list key no. (0: it stays), message, its task's id before, its chord (key of the group, its id and its
 --   index in there; '' = none)
--- Letters: A sent, S stays, R its task has succeeded, K its chord's count cannot be mended; or C for each, with nothing
+-- Letters: A sent, S stays, R its task has succeeded, E another task has gone on from it, K its chord's count cannot be mended; or C for each, with nothing
 --   written: the list has moved on. Seen: how many letters this run kept before.
 local DEAD, KEPT, LIFE, PASSED = KEYS[FIRST_KEY], KEYS[FIRST_KEY + 1], ARGV[FIRST], tonumber(ARGV[FIRST + 1])
-local HOME, RESULTS, ROOT = ARGV[FIRST + 2], ARGV[FIRST + 3], ARGV[FIRST + 4]
+local HOME, RESULTS, ROOT, STATES = ARGV[FIRST + 2], ARGV[FIRST + 3], ARGV[FIRST + 4], ARGV[FIRST + 5]
 
 local items, chords = {}, false
-for n, item in ipairs(cmsgpack.unpack(ARGV[FIRST + 5])) do
+for n, item in ipairs(cmsgpack.unpack(ARGV[FIRST + 6])) do
   items[n] = {
     known = item[1], list = KEYS[item[2]], message = item[3], was = item[4], group = item[5], id = item[6], index = item[7],
   }
@@ -98,10 +98,16 @@ if not as_seen then
 end
 
 local letters, taken = {}, {}
-go_to(RESULTS)
 for n, item in ipairs(items) do
   letters[n] = item.list and 'A' or 'S'
-  if item.list and ROOT ~= '' and item.was ~= '' then
+  if item.list and item.was ~= '' then
+    local state = redis.pcall('GET', STATES .. item.was)
+    if type(state) == 'string' and string.find(state, '"resumed_as":"[^"]') then letters[n] = 'E' end
+  end
+end
+go_to(RESULTS)
+for n, item in ipairs(items) do
+  if letters[n] == 'A' and ROOT ~= '' and item.was ~= '' then
     -- What has run by now, by whoever's hand, is not sent again; the state stands first in a result.
     local head = redis.pcall('GETRANGE', ROOT .. item.was, 0, 95)
     if type(head) == 'string' and string.find(head, '^%s*{%s*"status":%s*"SUCCESS"') then letters[n] = 'R' end
