@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -181,8 +181,6 @@ def decide(letter: Letter | Unreadable, how: Redrive, known: Known, *, tag: str,
         return Note.REVOKED
     if letter.cause == Cause.WORKER_LOST and not how.poison:
         return Note.POISON
-    if how in _AS_IT_WAS and (message := _spliced(letter, tag)) is not None:
-        return Sending(message=message, task_id=letter.task_id, queue=letter.queue, priority=0, notes=_plain(letter))
     parts = _parts(letter)
     if isinstance(parts, Note):
         return parts
@@ -435,11 +433,12 @@ def _spelled(parts: _Message, body: object) -> str:
 class _Head(msgspec.Struct):
     """What a message must say, or not say, to be sent again with nothing more than another tag and a count."""
 
+    task: str
     retries: Literal[0] = 0
     eta: None = None
     expires: None = None
-    task: str = ""
     compression: None = None
+    redrives: None = msgspec.field(name=REDRIVES, default=None)
 
 
 class _Own(msgspec.Struct):
@@ -453,40 +452,48 @@ class _Plain(msgspec.Struct):
     body: str
 
 
+class Brief(msgspec.Struct):
+    """What is looked at of an entry of ours whose message is a plain one; the rest is skipped."""
+
+    v: Literal[1]
+    entry_id: str
+    task_id: str
+    envelope: str
+    task_name: str = ""
+    queue: str = ""
+    cause: str = ""
+    redrives: Literal[0] = 0
+
+
 _plain_message = msgspec.json.Decoder(_Plain).decode
-_AS_IT_WAS = (Redrive(), Redrive(poison=True))
-_OPENS = b'"headers": {'
-_COUNTED = b'"headers": {"x-redrive": 1, '
+_brief = msgspec.json.Decoder(Brief).decode
+_OPENS, _COUNTED = b'"headers": {', b'"headers": {"x-redrive": 1, '
+#: How most letters are sent: as they were.
+AS_IT_WAS = (Redrive(), Redrive(poison=True))
 
 
-def _spliced(letter: Letter, tag: str) -> bytes | None:
+def plain(raw: bytes, tag: str) -> tuple[Brief, bytes] | None:
     """
-    Return a message as it was but for its tag and the count, the bytes of all else untouched; None for an odd one.
+    Return a letter and its message as it was but for its tag and the count, all else to the byte; None for an odd one.
 
-    It is what nearly all letters take, in a third of the time: nothing follows the task, nothing is due or expired, it
-    was not retried nor sent again before, and what is to be changed stands in it only once.
+    It is what nearly all letters take, in a third of the time of `decide`: nothing follows the task, nothing is due or
+    expired, it was not retried nor sent again before, and what is to be changed stands in it only once.
     """
-    raw = letter.message
-    if not raw or letter.redrives:
-        return None
     try:
-        found = _plain_message(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        brief = _brief(raw)
+        envelope = brief.envelope.encode()
+        found = _plain_message(envelope)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-    old = f'"{found.properties.delivery_tag}"'.encode()
-    if (
-        not found.headers.task
-        or not found.body.endswith(_ENDS)
-        or raw.count(old) != 1
-        or raw.count(_OPENS) != 1
-        or b'"x-redrive"' in raw
-    ):
+    old = found.properties.delivery_tag.encode()
+    parts = envelope.split(_OPENS)
+    if len(parts) != 2 or not found.body.endswith(_ENDS) or len(old) != len(tag) or not brief.entry_id:
         return None
-    return raw.replace(old, f'"{tag}"'.encode()).replace(_OPENS, _COUNTED)
-
-
-def _plain(letter: Letter) -> tuple[Note, ...]:
-    return (Note.POISON,) if letter.cause == Cause.WORKER_LOST else ()
+    before, after = parts
+    at = after.find(old)
+    if at < 0 or old in before or after.find(old, at + 1) >= 0 or not found.headers.task:
+        return None
+    return brief, b"".join((before, _COUNTED, after[:at], tag.encode(), after[at + len(old) :]))
 
 
 def _plain_ends() -> tuple[bytes, ...]:
@@ -506,8 +513,12 @@ _PLAIN_ENDS = _plain_ends()
 _ENDS = tuple(end[:-1].decode() for end in _PLAIN_ENDS[:3])
 
 
-def tags(count: int) -> list[str]:
-    """Return so many new delivery tags; together they cost a tenth of what they do one by one."""
-    digits = os.urandom(16 * count).hex()
+def tags(count: int, seed: str) -> list[str]:
+    """
+    Return so many delivery tags, the same ones for the same seed: who remembers that need not remember them.
+
+    Together they cost a tenth of what they do one by one.
+    """
+    digits = random.Random(seed).randbytes(16 * count).hex()  # noqa: S311 - they are names, and no secret
     each = (digits[at : at + 32] for at in range(0, len(digits), 32))
     return [f"{d[:8]}-{d[8:12]}-{d[12:16]}-{d[16:20]}-{d[20:]}" for d in each]

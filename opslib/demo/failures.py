@@ -104,12 +104,17 @@ def send(stage: Stage) -> Sent:
 
 def buried(stage: Stage, sent: Sent) -> tuple[Fault, ...]:
     """Wait until each has left its letter, date back what is to have failed earlier, and return what is wrong."""
-    stage.until("every task that fails has left its letter", lambda: sent.all_ids <= _found(stage.redis).keys())
+    for task, ids in sent.ids.items():
+        _until_kept(stage, task, set(ids))
     stage.until(f"a discount failed on {CLERK}", lambda: state(stage.redis, sent.uncaptured) == "FAILURE")
     found = _dated(stage.redis, sent)
     stage.say(f"{len(sent.all_ids)} orders fail for good on {CROWD}, in ten ways; their letters are kept in {LIST}")
     stage.say("shop.import_catalogue fails half-way, and has saved how far it came")
     return (*_groups(sent, found), *_others(found), *_catalogues(sent))
+
+
+def _until_kept(stage: Stage, task: str, ids: set[str]) -> None:
+    stage.until(f"every {task} has left its letter", lambda: ids <= _found(stage.redis).keys())
 
 
 def _groups(sent: Sent, found: Mapping[str, Letter]) -> tuple[Fault, ...]:

@@ -222,7 +222,7 @@ _ADVICE = {
     ),
     Judgement.EXPIRED: (
         "See queue-backlog for why it was not taken in time. What still makes sense: -p do=redrive {ask} "
-        "-p expired=True; the rest: do=purge."
+        "-p expired=true -p new_ids=true, for nodes drop what they have seen expired; the rest: do=purge."
     ),
     Judgement.UNKNOWN: (
         "Read one: `ops dead show {name}`. If its cause is mended: -p do=redrive {ask} -p limit=1, and see what comes "

@@ -240,7 +240,8 @@ def _uncaptured(snapshot: Snapshot) -> Iterator[Finding]:
         if each.source != "results":
             continue
         one = each.length == 1
-        unnamed = f" {each.unreadable:,} of them do not even name the task." if each.unreadable else ""
+        does = "does" if each.unreadable == 1 else "do"
+        unnamed = f" {each.unreadable:,} of them {does} not even name the task." if each.unreadable else ""
         yield Finding(
             code="uncaptured-failures",
             severity=Severity.ATTENTION,

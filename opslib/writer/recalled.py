@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from opslib import redriving
 from opslib.collectors import queues
-from opslib.envelope import digest
+from opslib.envelope import Head, digest, head
 from opslib.keys import raw_name
 from opslib.plan import Action, Outcome, Status
 from opslib.writer import journal as journals
@@ -33,13 +34,8 @@ def recall(mover: Mover, action: Action) -> Outcome:
     back = gone = 0
     for batch in reversed(journal.of("redrive", "redrive", list=key)):
         numbers = journal.standing(batch)[::-1]
-        found = arrived(broker, [batch.items[n] for n in numbers])
-        letters = _letters(broker, batch)
-        moves = [
-            _move(action, batch, n, found[batch.items[n]["sha"]], letters[n])
-            for n in numbers
-            if batch.items[n]["sha"] in found and n in letters
-        ]
+        found, letters = _waiting(broker, batch, numbers), _letters(broker, batch)
+        moves = [_move(action, batch, n, found[n], letters[n]) for n in numbers if n in found and n in letters]
         said = mover.move(moves)
         if mover.halted:
             return Outcome(action=action, status=Status.FAILED, reason=mover.halted)
@@ -53,6 +49,27 @@ def recall(mover: Mover, action: Action) -> Outcome:
     return Outcome(action=action, status=Status.APPLIED, reason=f"{back:,} {are} back in {key}.{taken}")
 
 
+def _waiting(broker: Broker, batch: Batch, numbers: Sequence[int]) -> dict[int, bytes]:
+    """Return the messages of a batch that still wait, by the number of the letter; their tags follow from its seed."""
+    tags = redriving.tags(len(batch.items), str(batch.receipt["seed"]))
+    wanted: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for n in numbers:
+        wanted[_list(batch, n)][tags[n]] = n
+    found: dict[int, bytes] = {}
+    for key, left in wanted.items():
+        for raw in queues.likely(broker, key):
+            said = head(raw)
+            if isinstance(said, Head) and said.delivery_tag in left:
+                found[left.pop(said.delivery_tag)] = raw
+            if not left:
+                break
+    return found
+
+
+def _list(batch: Batch, n: int) -> str:
+    return str(batch.receipt["lists"][batch.items[n]["to"] - 1])
+
+
 def _letters(broker: Broker, batch: Batch) -> dict[int, bytes]:
     """Return the letters that a batch has sent, by their number in it, from where the run keeps them."""
     sent = [n for n in range(len(batch.items)) if batch.done(n)]
@@ -62,12 +79,12 @@ def _letters(broker: Broker, batch: Batch) -> dict[int, bytes]:
 
 
 def _move(action: Action, batch: Batch, n: int, message: bytes, letter: bytes) -> Move:
-    item = batch.items[n]
+    said = head(message)
     return Move(
         action=action.id,
-        subject=str(item["s"]),
-        task=str(item["t"]),
-        source=Place(key=str(item["to"][0])),
+        subject=said.task_id if isinstance(said, Head) else "",
+        task=said.task if isinstance(said, Head) else "",
+        source=Place(key=_list(batch, n)),
         destination=Place(key=str(batch.receipt["list"]), served="next"),
         seen=message,
         written=letter,

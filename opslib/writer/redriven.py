@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
@@ -19,12 +20,12 @@ from opslib.errors import OpsError
 from opslib.keys import DEAD, key_name, raw_name
 from opslib.letters import Letter
 from opslib.plan import Action, Outcome, Redrive, Status
-from opslib.redriving import REFUSALS, Known, Note, Sending
+from opslib.redriving import REFUSALS, Known, Note
 from opslib.selection import DeadSelection
 from opslib.writer import journal as journals
 from opslib.writer import lists
 from opslib.writer.moves import CHANGED, MOVED
-from opslib.writer.primitive import JOURNAL_LIFE_S, Keys, Primitive
+from opslib.writer.primitive import JOURNAL_LIFE_S, Primitive
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -93,8 +94,46 @@ def _outcome(action: Action, work: _Redriving) -> Outcome:
     return Outcome(action=action, status=Status.APPLIED, reason=reason, steps=steps)
 
 
-#: One letter as it was read: its bytes, what they say, and what is decided about it.
-_Decided = tuple[bytes, "Letter | Unreadable", "Sending | Note | None"]
+class _Item(NamedTuple):
+    """
+    What the script is told of one letter.
+
+    Attributes:
+        known: What knows it again: "i" and its entry id, or "s" and the sha1 of its bytes.
+
+        number: Number of the list that its message goes to; 0 if it stays.
+
+        was: Its task's id in the list.
+
+        group, member, place: In a chord: key of the group, the task's id there, its index; empty for none.
+    """
+
+    known: str
+    number: int
+    message: str
+    was: str
+    group: str = ""
+    member: str = ""
+    place: str = ""
+
+
+class _Prepared(NamedTuple):
+    """
+    A window of letters, decided about.
+
+    Attributes:
+        seed: What their tags were made of.
+
+        notes: Why each stays; None for one that is sent, or is not meant.
+
+        meant: How many of them are meant.
+    """
+
+    window: Sequence[bytes]
+    seed: str
+    items: list[_Item]
+    notes: list[Note | None]
+    meant: int
 
 
 class _Redriving:
@@ -106,7 +145,8 @@ class _Redriving:
         self._how = action.redrive or Redrive()
         self._only = action.letters or DeadSelection()
         self._began = time.monotonic()
-        self._queues: dict[str, bool] = {}
+        self._numbers: dict[tuple[str, int], int] = {}
+        self._lists: list[str] = []
         self._states = results.States(primitive.broker)
         self._left = self._passed = 0
         self._known: set[str] = set()
@@ -183,17 +223,17 @@ class _Redriving:
     def _go_through(self, key: str, chunk: Sequence[bytes]) -> int:
         """Send a chunk batch by batch, the next one prepared while the server works; return how far it was right."""
         windows = self._windows(chunk)
-        done, decided = 0, self._decided(next(windows))
-        while decided:
-            following: list[_Decided] = []
+        done, prepared = 0, self._prepared(key, next(windows))
+        while prepared.items:
+            following: list[_Prepared] = []
 
-            def prepare(into: list[_Decided] = following) -> None:
-                into += self._decided(next(windows, []))
+            def prepare(into: list[_Prepared] = following) -> None:
+                into.append(self._prepared(key, next(windows, ())))
 
-            if self._one(key, decided, prepare):
-                self._left += sum(found is not None for *_, found in following)
+            if self._one(key, prepared, prepare):
+                self._left += sum(each.meant for each in following)
                 return done
-            done, decided = done + len(decided), following
+            done, prepared = done + len(prepared.items), following[0]
         return done
 
     def _windows(self, chunk: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
@@ -207,48 +247,85 @@ class _Redriving:
             yield chunk[at : at + max(1, most)]
             at += max(1, most)
 
-    def _decided(self, window: Sequence[bytes]) -> list[_Decided]:
-        """Decide about each letter; None for one that is not meant, or that was accounted for already."""
-        if not window:
-            return []
-        read = [letters.read(raw) for raw in window]
-        everything, known = self._only.is_everything, self._known
-        meant = [
-            (not known or digest(raw) not in known)
-            and (everything or (isinstance(each, Letter) and self._only.fits(letters.Row(each))))
-            for raw, each in zip(window, read, strict=True)
-        ]
+    def _prepared(self, key: str, window: Sequence[bytes]) -> _Prepared:
+        """Decide about each letter of a window: what is sent for it, or why it stays."""
+        seed = uuid.uuid4().hex
+        tags = redriving.tags(len(window), seed)
+        items: list[_Item] = []
+        notes: list[Note | None] = []
+        before = self._left
+        quick = self._only.is_everything and self._how in redriving.AS_IT_WAS and self._results is not None
+        for n, raw in enumerate(window):
+            item = self._quick(key, raw, tags[n]) if quick and self._left > 0 and not self._known else None
+            note = None
+            if item is None:
+                item, note = self._decided(key, raw, tags[n])
+            else:
+                self._left -= 1
+            items.append(item)
+            notes.append(note)
+        return _Prepared(window=window, seed=seed, items=items, notes=notes, meant=before - self._left)
+
+    def _quick(self, key: str, raw: bytes, tag: str) -> _Item | None:
+        """Return what is sent for a letter of which nothing is special; None for any other."""
+        found = redriving.plain(raw, tag)
+        if found is None:
+            return None
+        brief, message = found
+        if brief.task_id in self._revoked[0] or (brief.cause == letters.Cause.WORKER_LOST and not self._how.poison):
+            return None
+        number = self._number(key, brief.queue, 0)
+        return _Item(f"i{brief.entry_id}", number, message.decode(), brief.task_id) if number else None
+
+    def _decided(self, key: str, raw: bytes, tag: str) -> tuple[_Item, Note | None]:
+        """Return what is sent for any letter, or that it stays, and why; nothing more for one that is not meant."""
+        letter = letters.read(raw)
+        known = f"s{hashlib.sha1(raw, usedforsecurity=False).hexdigest()}"
+        if isinstance(letter, Letter) and letter.v == letters.VERSION:
+            known = f"i{letter.entry_id}"
+        stays = _Item(known, 0, "", "")
+        is_meant = self._only.is_everything or (isinstance(letter, Letter) and self._only.fits(letters.Row(letter)))
+        if not is_meant or self._left <= 0 or (self._known and digest(raw) in self._known):
+            return stays, None
+        self._left -= 1
+        new_id = str(uuid.uuid4()) if self._how.new_ids else ""
         told = Known(
             now=time.time() + self._broker.clock_offset_s,
             revoked=self._revoked[0],
-            succeeded=self._succeeded([each for each, is_one in zip(read, meant, strict=True) if is_one]),
+            succeeded=self._succeeded([letter]),
         )
-        tags, ids = redriving.tags(len(window)), redriving.tags(len(window)) if self._how.new_ids else []
-        decided: list[_Decided] = []
-        for n, (raw, each, is_one) in enumerate(zip(window, read, meant, strict=True)):
-            if not is_one or self._left <= 0:
-                decided.append((raw, each, None))
-                continue
-            found = self._checked(redriving.decide(each, self._how, told, tag=tags[n], task_id=ids[n] if ids else ""))
-            self._left -= 1
-            decided.append((raw, each, found))
-        return decided
-
-    def _checked(self, found: Sending | Note) -> Sending | Note:
-        """Refuse what only a look at the broker tells: a queue that can be none, a chord that is out of reach."""
-        if isinstance(found, Note):
-            return found
+        found = redriving.decide(letter, self._how, told, tag=tag, task_id=new_id)
+        if isinstance(found, Note) or not isinstance(letter, Letter):
+            return stays, found if isinstance(found, Note) else Note.UNREADABLE
         if found.chord and self._results is None:
-            return Note.CHORD_ELSEWHERE
-        return found if not found.queue or self._is_queue(found.queue) else Note.UNWRITABLE
+            return stays, Note.CHORD_ELSEWHERE
+        number = self._number(key, found.queue, found.priority)
+        if not number:
+            return stays, Note.UNWRITABLE
+        if new_id and len(self.account.renamed) < _SHOWN_IDS:
+            self.account.renamed.append((letter.task_id, new_id))
+        item = _Item(known, number, found.message.decode(), letter.task_id)
+        if not found.chord:
+            return item, None
+        place = "" if found.index is None else f"{found.index:g}"
+        return item._replace(group=self._broker.keys.group(found.chord), member=found.task_id, place=place), None
 
-    def _is_queue(self, name: str) -> bool:
-        """Whether letters may be sent there: what an entry says of its queue is only what somebody wrote."""
-        if name not in self._queues:
+    def _number(self, key: str, queue: str, priority: int) -> int:
+        """
+        Return the number of the list that a message goes to; 0 if that can be none.
+
+        What an entry says of its queue is only what somebody wrote. Where nobody says, it is the one that the list of
+        letters is named after.
+        """
+        if (queue, priority) not in self._numbers:
             space = self._broker.keys
-            kinds = {key_name(self._broker.reads.type(raw_name(key))) for key in space.queue_lists(name)}
-            self._queues[name] = space.is_queue_name(name) and not name.endswith(DEAD) and kinds <= {"list", "none"}
-        return self._queues[name]
+            name = queue or origin(key.removeprefix(space.prefix))
+            kinds = {key_name(self._broker.reads.type(raw_name(each))) for each in space.queue_lists(name)}
+            can_be = space.is_queue_name(name) and not name.endswith(DEAD) and kinds <= {"list", "none"}
+            if can_be:
+                self._lists.append(space.queue(name, priority))
+            self._numbers[queue, priority] = len(self._lists) if can_be else 0
+        return self._numbers[queue, priority]
 
     def _succeeded(self, read: Sequence[Letter | Unreadable]) -> set[str]:
         """Return the tasks that have succeeded by now; none where the script looks itself, in the same step."""
@@ -257,93 +334,51 @@ class _Redriving:
         ids = [each.task_id for each in read if isinstance(each, Letter) and each.task_id]
         return {task_id for task_id, state in self._states.of(ids).items() if state == _SUCCESS}
 
-    def _one(self, key: str, decided: Sequence[_Decided], meanwhile: Callable[[], None]) -> bool:
+    def _one(self, key: str, prepared: _Prepared, meanwhile: Callable[[], None]) -> bool:
         """Send a window of letters; return whether the list has moved on, so that none of them was."""
-        if not any(isinstance(found, Sending) for *_, found in decided):
-            self._count(decided, STAYS * len(decided))
+        items = prepared.items
+        sent = sum(1 for item in items if item.number)
+        if not sent:
+            self._count(prepared, STAYS * len(items))
             meanwhile()
             return False
         self._wait()
         space = self._broker.keys
         kept = space.redriven(self.primitive.run_id, key)
         keys = self.primitive.keys(key, kept)
-        numbers: dict[tuple[str, int], int] = {}
-        items = [self._item(key, keys, numbers, raw, letter, found) for raw, letter, found in decided]
+        base = len(keys.names)
+        keys.names += self._lists
         away = self._results
         where = [space.database if away else "", away or "", space.result_root if away is not None else ""]
-        packed = msgspec.msgpack.encode([item[:7] for item in items])
-        receipt = {"op": "redrive", "role": "redrive", "list": key, "kept": kept, "columns": self._columns(keys, items)}
+        columns = {"a": [self._action.id] * len(items), "to": [item.number for item in items]}
+        told = {"lists": list(self._lists), "seed": prepared.seed, "columns": columns}
         answer = self.primitive.call(
             "redrive",
             keys,
-            [JOURNAL_LIFE_S * 1000, self._passed, *where, space.checkpoint(""), packed],
-            receipt=receipt,
-            about={"list": key, "letters": sum(1 for item in items if item[1])},
+            [JOURNAL_LIFE_S * 1000, self._passed, base, *where, space.checkpoint(""), _packed(items)],
+            receipt={"op": "redrive", "role": "redrive", "list": key, "kept": kept, **told},
+            about={"list": key, "letters": sent},
             meanwhile=meanwhile,
         )
-        moved_on = answer.letters[:1] == CHANGED
-        self._count(decided, answer.letters)
-        return moved_on
+        self._count(prepared, answer.letters)
+        return answer.letters[:1] == CHANGED
 
-    def _item(
-        self,
-        key: str,
-        keys: Keys,
-        numbers: dict[tuple[str, int], int],
-        raw: bytes,
-        letter: Letter | Unreadable,
-        found: Sending | Note | None,
-    ) -> tuple[Any, ...]:
-        """Return what the script is told of one letter, and its task's name."""
-        if isinstance(letter, Letter) and letter.v == letters.VERSION:
-            known = f"i{letter.entry_id}"
-        else:
-            known = f"s{hashlib.sha1(raw, usedforsecurity=False).hexdigest()}"
-        if not isinstance(found, Sending) or not isinstance(letter, Letter):
-            return known, 0, "", "", "", "", "", ""
-        where = found.queue, found.priority
-        if where not in numbers:
-            numbers[where] = keys.number(self._list(key, *where))
-        number = numbers[where]
-        if found.task_id != letter.task_id and len(self.account.renamed) < _SHOWN_IDS:
-            self.account.renamed.append((letter.task_id, found.task_id))
-        if not found.chord:
-            return known, number, found.message.decode(), letter.task_id, "", found.task_id, "", letter.task_name
-        index = "" if found.index is None else f"{found.index:g}"
-        group = self._broker.keys.group(found.chord)
-        return known, number, found.message.decode(), letter.task_id, group, found.task_id, index, letter.task_name
-
-    def _list(self, key: str, queue: str, priority: int) -> str:
-        """Return the list that a message goes to; the one that the letters' list is named after where nobody says."""
-        space = self._broker.keys
-        return space.queue(queue or origin(key.removeprefix(space.prefix)), priority)
-
-    def _columns(self, keys: Keys, items: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
-        """Return the receipt of a window, of which many say the same: what was sent, and where it went."""
-        places = [None, *([name, "", "", None] for name in keys.names)]
-        return {
-            "a": [self._action.id] * len(items),
-            "s": [item[5] for item in items],
-            "t": [item[7] for item in items],
-            "to": [places[item[1]] for item in items],
-            "sha": [hashlib.sha256(item[2].encode()).hexdigest() if item[1] else "" for item in items],
-        }
-
-    def _count(self, decided: Sequence[_Decided], said: str) -> None:
+    def _count(self, prepared: _Prepared, said: str) -> None:
         """Account for a window: what stays is passed over from now on; where none was sent, all are looked at again."""
-        for (raw, _, found), letter in zip(decided, said, strict=True):
+        if said[:1] == CHANGED:
+            self._left += prepared.meant
+            return
+        self.account.sent += said.count(MOVED)
+        if said.count(MOVED) == len(said):
+            return
+        for raw, note, letter in zip(prepared.window, prepared.notes, said, strict=True):
             if letter == MOVED:
-                self.account.sent += 1
-                continue
-            if letter == CHANGED:
-                self._left += found is not None
                 continue
             self._passed += 1
             self._known.add(digest(raw))
-            if letter in _SAID:
-                self.account.stays[_SAID[letter]] += 1
-            elif isinstance(found, Note):
-                self.account.stays[found] += 1
+            why = _SAID.get(letter, note)
+            if why is not None:
+                self.account.stays[why] += 1
 
     def _wait(self) -> None:
         """Keep to the rate that was asked for: what was sent has taken as long as it should have."""
@@ -351,6 +386,14 @@ class _Redriving:
             due_s = self._began + self.account.sent / self._how.rate_per_s - time.monotonic()
             if due_s > 0:
                 time.sleep(due_s)
+
+
+def _packed(items: Sequence[_Item]) -> bytes:
+    """Return a window as the script reads it."""
+    chords = [(n, each.group, each.member, each.place) for n, each in enumerate(items, 1) if each.group]
+    ends = (items[0].known, items[-1].known)
+    columns = ([each.number for each in items], [each.message for each in items], [each.was for each in items])
+    return msgspec.msgpack.encode((ends, *columns, chords))
 
 
 def origin(name: str) -> str:

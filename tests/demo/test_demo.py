@@ -22,14 +22,17 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from opslib import checkpoints, demo, letters
+from opslib import broker, checkpoints, demo, letters
 from opslib.checkpoints import Document
+from opslib.collectors import collect
 from opslib.demo import Demo, failures, faults, server, state, system
 from opslib.envelope import Head, head
 from opslib.errors import Exit, SettingsError
 from opslib.findings import CODES
 from opslib.keys import Keyspace
 from opslib.letters import Cause, Letter
+from opslib.symptoms import dlq_triage
+from tests.command_line import call
 
 KEYS = Keyspace()
 #: Generous, as a test machine may be busy; a quiet one needs five seconds.
@@ -384,6 +387,49 @@ class TestFaults:
 
         assert shop.ready
         assert sorted(steps, key=told.index) == steps
+
+
+class TestFinding:
+    """What its newest faults are for: the runbooks about tasks that failed for good."""
+
+    @pytest.fixture(autouse=True)
+    def _named(self, shop: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPS_DEMO_DIR", str(shop.folder))
+        monkeypatch.setenv("OPS_REPORTS", str(tmp_path / "reports"))
+
+    def test_triage_finds_each_letter_and_nothing_else(self, shop: Demo) -> None:
+        """By its code, its subject and its task; no letter comes while one looks."""
+        seen = collect(broker.connect("demo"), dead_letters=True, settle="0.5s")
+
+        found = dlq_triage.diagnose(seen, dlq_triage.Thresholds())
+        faulty = [(f.code, f.subject, f.task) for f in shop.faults if f.runbook == "dlq-triage"]
+        assert sorted((f.code, f.subject, f.task) for f in found) == sorted(faulty)
+
+    def test_triage_knows_what_each_comes_of(self) -> None:
+        """What was made to look transient is judged so, and what began with a release is told apart from it."""
+        seen = collect(broker.connect("demo"), dead_letters=True, settle="0.5s")
+
+        words = {(group.example.task, group.example.cause): group.judgement for group in dlq_triage.groups(seen)}
+        assert words["shop.notify_supplier", "raised"] == "transient"
+        assert words["shop.book_order", "raised"] == "deploy-related"
+        assert words["shop.book_order", "undecodable"] == "bad arguments"
+        assert words["shop.apply_discount", "raised"] == "bad arguments"
+        assert words["shop.reserve_stock", "rejected"] == "permanent"
+        assert words["shop.print_labels", "unknown-task"] == "deploy-related"
+        assert words["shop.send_offer", "expired"] == "expired"
+        assert {words["shop.print_poster", "worker-lost"], words["shop.export_orders", "time-limit"]} == {"poison"}
+
+    def test_the_import_comes_to_its_end_and_the_damaged_one_does_not(self, shop: Demo, redis: Redis) -> None:
+        """The first is resumed and succeeds from where it had come to; the other is refused."""
+        good, damaged = subject(shop, "task-resumable"), subject(shop, "task-not-resumable")
+
+        refused = call("task", "resume", damaged, "--target", "demo", "--apply", "--yes")
+        done = call("task", "resume", good, "--target", "demo", "--apply", "--yes", "-o", "ids")
+
+        assert (refused.code, refused.err) == (Exit.ATTENTION, "None of them goes on. Nothing was changed.\n")
+        (heir,) = done.out.split()
+        wait_until(lambda: faults.state(redis, heir) == "SUCCESS", within_s=30)
+        wait_until(lambda: not redis.exists(KEYS.checkpoint(good), KEYS.checkpoint(heir)))
 
 
 class TestRunning:

@@ -583,7 +583,7 @@ def test_what_was_sent_is_no_dead_letter_any_more(broker, redis):
     assert find(broker, some).places == {each: ["waiting"] for each in sorted(some)}
 
 
-@pytest.mark.parametrize("missing", ["", "ltrim", "lset", "lrem", "lpush", "pexpire", "xadd", "select"])
+@pytest.mark.parametrize("missing", ["", "lmove", "lset", "lrem", "lpush", "pexpire", "xadd", "select"])
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "results elsewhere"])
 def test_without_one_right_nothing_is_half_done(server, redis, archive, missing, elsewhere):
     """All that a batch needs is asked for before it writes; with the documented rights it goes through."""

@@ -1,46 +1,40 @@
 -- Send dead letters again: each message into its queue, and each letter out of its list in the same step.
 --
 -- KEYS: 4 the dead-letter list, 5 where this run keeps the letters that it has sent, 6.. the queues' lists
--- ARGV: life of the kept ones in ms, letters at the served end that are passed over, this database and that of results
---   and chords ('' = this one), what the keys of results begin with ('' = they are not on this server) and those of
---   checkpoints, and all letters from there on, the oldest first, as msgpack. Of each: what knows it again ('i' and its entry id, or 's' and the sha1
---   of its bytes), list key no. (0: it stays), message, its task's id before, its chord (key of the group, its id and its
---   index in there; '' = none)
--- Letters: A sent, S stays, R its task has succeeded, E another task has gone on from it, K its chord's count cannot be mended; or C for each, with nothing
---   written: the list has moved on. Seen: how many letters this run kept before.
+-- ARGV: life of the kept ones in ms, letters at the served end that are passed over, keys before the lists, this database
+--   and that of results and chords ('' = this one), what the keys of results begin with ('' = they are not on this
+--   server) and those of checkpoints, and, as msgpack, all letters from there on, the oldest first: what knows the first
+--   and the last of them again ('i' and its entry id, or 's' and the sha1 of its bytes); then of each the number of its
+--   list (0: it stays), its message, and its task's id; and by its place among them what is of a chord: key of the group,
+--   its id among them, its index
+-- Letters: A sent, S stays, R its task has succeeded, E another task has gone on from it, K its chord's count cannot be
+--   mended; or C for each, with nothing written: the list has moved on. Seen: how many letters this run kept before.
 local DEAD, KEPT, LIFE, PASSED = KEYS[FIRST_KEY], KEYS[FIRST_KEY + 1], ARGV[FIRST], tonumber(ARGV[FIRST + 1])
-local HOME, RESULTS, ROOT, STATES = ARGV[FIRST + 2], ARGV[FIRST + 3], ARGV[FIRST + 4], ARGV[FIRST + 5]
-
-local items, chords = {}, false
-for n, item in ipairs(cmsgpack.unpack(ARGV[FIRST + 6])) do
-  items[n] = {
-    known = item[1], list = KEYS[item[2]], message = item[3], was = item[4], group = item[5], id = item[6], index = item[7],
-  }
-  chords = chords or item[5] ~= ''
-end
+local BASE = tonumber(ARGV[FIRST + 2])
+local HOME, RESULTS, ROOT, STATES = ARGV[FIRST + 3], ARGV[FIRST + 4], ARGV[FIRST + 5], ARGV[FIRST + 6]
+local told = cmsgpack.unpack(ARGV[FIRST + 7])
+local ENDS, NUMBERS, MESSAGES, TASKS, CHORDS = told[1], told[2], told[3], told[4], {}
+for _, each in ipairs(told[5]) do CHORDS[each[1]] = {group = each[2], id = each[3], index = each[4]} end
+local COUNT = #NUMBERS
 
 need(DEAD, 'list')
 need(KEPT, 'list')
 may('LPUSH', KEPT, 'x')
 may('PEXPIRE', KEPT, LIFE)
+may('LMOVE', DEAD, KEPT, 'RIGHT', 'LEFT')
 may('LSET', DEAD, '0', 'x')
 may('LREM', DEAD, '0', 'x')
-may('LTRIM', DEAD, '0', '0')
 if RESULTS ~= '' then may('SELECT', RESULTS) end
-local checked = {}
-for _, item in ipairs(items) do
-  if item.list and not checked[item.list] then
-    checked[item.list] = true
-    need(item.list, 'list')
-    may('LPUSH', item.list, item.message)
-  end
-  if item.group ~= '' then
-    may('ZREM', item.group .. '.j', 'x')
-    may('LREM', item.group .. '.j', '0', 'x')
-    may('SREM', item.group .. '.d', 'x')
-    may('SET', item.group .. '.s', '1')
-    may('DEL', item.group .. '.c')
-  end
+for n = BASE + 1, #KEYS do
+  need(KEYS[n], 'list')
+  may('LPUSH', KEYS[n], 'x')
+end
+for _, chord in pairs(CHORDS) do
+  may('ZREM', chord.group .. '.j', 'x')
+  may('LREM', chord.group .. '.j', '0', 'x')
+  may('SREM', chord.group .. '.d', 'x')
+  may('SET', chord.group .. '.s', '1')
+  may('DEL', chord.group .. '.c')
 end
 if problem then return problem end
 
@@ -49,107 +43,104 @@ local function go_to(database)
 end
 
 -- Answer what a chord has of one of its tasks; nil where nobody can say any more how many those are.
-local function part_of(item)
-  local results = item.group .. '.j'
+local function part_of(chord)
+  local results = chord.group .. '.j'
   local kind = redis.call('TYPE', results).ok
   local found = {}
   if kind == 'zset' then
-    local score = item.index ~= '' and item.index or '+inf'
+    local score = chord.index ~= '' and chord.index or '+inf'
     found = redis.call('ZRANGE', results, score, score, 'BYSCORE')
   elseif kind == 'list' then
     found = redis.call('LRANGE', results, 0, -1)
   end
   for _, entry in ipairs(found) do
     local read, value = pcall(cjson.decode, entry)
-    if read and type(value) == 'table' and value[2] == item.id then return {kind = kind, entry = entry} end
+    if read and type(value) == 'table' and value[2] == chord.id then return {kind = kind, entry = entry} end
   end
   -- It has not been counted yet, or was mended before: its size is still there.
-  if redis.call('GET', item.group .. '.s') then return {} end
+  if redis.call('GET', chord.group .. '.s') then return {} end
   return nil
 end
 
 -- Have a chord wait for one of its tasks again: Celery forgets the size once the last task of a failed one has returned.
-local function mend(item)
-  local part, results = item.part, item.group .. '.j'
+local function mend(chord)
+  local part, results = chord.part, chord.group .. '.j'
   if not part.entry then return end
-  if not redis.call('GET', item.group .. '.s') then
+  if not redis.call('GET', chord.group .. '.s') then
     local size = redis.call(part.kind == 'zset' and 'ZCARD' or 'LLEN', results)
-    size = size - tonumber(redis.call('GET', item.group .. '.t') or '0')
+    size = size - tonumber(redis.call('GET', chord.group .. '.t') or '0')
     local life = redis.call('PTTL', results)
-    redis.call('SET', item.group .. '.s', size)
-    if life > 0 then redis.call('PEXPIRE', item.group .. '.s', life) end
+    redis.call('SET', chord.group .. '.s', size)
+    if life > 0 then redis.call('PEXPIRE', chord.group .. '.s', life) end
   end
   if part.kind == 'zset' then redis.call('ZREM', results, part.entry) else redis.call('LREM', results, 1, part.entry) end
-  redis.call('SREM', item.group .. '.d', item.id .. ':' .. (item.index ~= '' and item.index or '+inf'))
-  redis.call('DEL', item.group .. '.c')
+  redis.call('SREM', chord.group .. '.d', chord.id .. ':' .. (chord.index ~= '' and chord.index or '+inf'))
+  redis.call('DEL', chord.group .. '.c')
 end
 
-local here = redis.call('LRANGE', DEAD, -PASSED - #items, -PASSED - 1)
-local as_seen = #here == #items
-for n, item in ipairs(items) do
-  item.letter = here[#here + 1 - n]
-  local how, known = string.sub(item.known, 1, 1), string.sub(item.known, 2)
-  as_seen = as_seen and (how == 'i' and string.find(item.letter, known, 1, true)
-    or how == 's' and redis.sha1hex(item.letter) == known)
+-- Letters come at one end and go at the other, or from in between; none is put in between. So if the first and the last
+-- of a window are those that were seen, and as far apart, all between them are.
+local function is_there(n, known)
+  local letter = redis.call('LINDEX', DEAD, -PASSED - n)
+  local how, what = string.sub(known, 1, 1), string.sub(known, 2)
+  return letter and (how == 'i' and string.find(letter, what, 1, true) or how == 's' and redis.sha1hex(letter) == what)
 end
-if not as_seen then
+
+if not (is_there(1, ENDS[1]) and is_there(COUNT, ENDS[2])) then
   begin()
-  return done(string.rep('C', #items), '')
+  return done(string.rep('C', COUNT), '')
 end
 
-local letters, taken = {}, {}
-for n, item in ipairs(items) do
-  letters[n] = item.list and 'A' or 'S'
-  if item.list and item.was ~= '' then
-    local state = redis.pcall('GET', STATES .. item.was)
-    if type(state) == 'string' and string.find(state, '"resumed_as":"[^"]') then letters[n] = 'E' end
-  end
+local letters, states = {}, {}
+for n = 1, COUNT do states[n] = STATES .. TASKS[n] end
+states = redis.call('MGET', unpack(states))
+for n = 1, COUNT do
+  letters[n] = NUMBERS[n] > 0 and 'A' or 'S'
+  if NUMBERS[n] > 0 and states[n] and string.find(states[n], '"resumed_as":"[^"]') then letters[n] = 'E' end
 end
 go_to(RESULTS)
-for n, item in ipairs(items) do
-  if letters[n] == 'A' and ROOT ~= '' and item.was ~= '' then
+for n = 1, COUNT do
+  if letters[n] == 'A' and ROOT ~= '' and TASKS[n] ~= '' then
     -- What has run by now, by whoever's hand, is not sent again; the state stands first in a result.
-    local head = redis.pcall('GETRANGE', ROOT .. item.was, 0, 95)
+    local head = redis.pcall('GETRANGE', ROOT .. TASKS[n], 0, 95)
     if type(head) == 'string' and string.find(head, '^%s*{%s*"status":%s*"SUCCESS"') then letters[n] = 'R' end
   end
-  if letters[n] == 'A' and item.group ~= '' then
-    item.part = part_of(item)
-    if not item.part then letters[n] = 'K' end
+  if letters[n] == 'A' and CHORDS[n] then
+    CHORDS[n].part = part_of(CHORDS[n])
+    if not CHORDS[n].part then letters[n] = 'K' end
   end
 end
 go_to(HOME)
 
 local before = redis.call('LLEN', KEPT)
 begin()
-if chords then
-  go_to(RESULTS)
-  for n, item in ipairs(items) do
-    if letters[n] == 'A' and item.group ~= '' then mend(item) end
-  end
-  go_to(HOME)
+go_to(RESULTS)
+for n, chord in pairs(CHORDS) do
+  if letters[n] == 'A' then mend(chord) end
 end
-local values, lists, messages = {}, {}, {}
-for n, item in ipairs(items) do
+go_to(HOME)
+local taken, lists, messages = {}, {}, {}
+for n = 1, COUNT do
   if letters[n] == 'A' then
+    local list = NUMBERS[n]
     taken[#taken + 1] = n
-    values[#values + 1] = item.letter
-    if not messages[item.list] then
-      lists[#lists + 1] = item.list
-      messages[item.list] = {}
+    if not messages[list] then
+      lists[#lists + 1] = list
+      messages[list] = {}
     end
-    messages[item.list][#messages[item.list] + 1] = item.message
+    messages[list][#messages[list] + 1] = MESSAGES[n]
   end
 end
-for _, list in ipairs(lists) do redis.call('LPUSH', list, unpack(messages[list])) end
-if #taken > 0 then
-  redis.call('LPUSH', KEPT, unpack(values))
-  redis.call('PEXPIRE', KEPT, LIFE)
-end
-if PASSED == 0 and #taken == #items then
-  redis.call('LTRIM', DEAD, 0, -#items - 1)
+for _, list in ipairs(lists) do redis.call('LPUSH', KEYS[BASE + list], unpack(messages[list])) end
+if PASSED == 0 and #taken == COUNT then
+  for _ = 1, COUNT do redis.call('LMOVE', DEAD, KEPT, 'RIGHT', 'LEFT') end
 elseif #taken > 0 then
   local mark = 'opslib:leaving:' .. ARGV[1] .. ':' .. BATCH
-  for _, n in ipairs(taken) do redis.call('LSET', DEAD, -PASSED - n, mark) end
+  for _, n in ipairs(taken) do
+    redis.call('LPUSH', KEPT, redis.call('LINDEX', DEAD, -PASSED - n))
+    redis.call('LSET', DEAD, -PASSED - n, mark)
+  end
   redis.call('LREM', DEAD, -#taken, mark)
 end
+if #taken > 0 then redis.call('PEXPIRE', KEPT, LIFE) end
 return done(table.concat(letters), tostring(before))
