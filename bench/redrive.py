@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from opslib import letters
-from opslib.demo import server
+from opslib.demo import server as embedded
 
 GOAL, MEMORY_BYTES = 30.0, 100 * 2**20
 QUEUE = "celery"
@@ -60,15 +66,15 @@ print(json.dumps({"status": outcome.status, "said": outcome.reason, "took_s": to
 def measure(count: int, by_hand: int, rounds: int) -> bool:
     """Print how many times as fast a plan is as the loop, and whether that and its memory are as they should be."""
     ratios, ours_per_s, naive_per_s, grown = [], [], [], 0
-    with tempfile.TemporaryDirectory() as folder, server.start(Path(folder), extra=("maxmemory 0",)) as running:
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as url:
         for _ in range(rounds):
-            with Redis.from_url(running.url) as client:
+            with Redis.from_url(url) as client:
                 client.flushall()
                 seed(client, "by-hand.dead", by_hand)
                 seed(client, f"{QUEUE}.dead", count)
-                naive = _python(folder, NAIVE, running.url, "by-hand.dead", QUEUE, str(by_hand))
+                naive = _python(folder, NAIVE, url, "by-hand.dead", QUEUE, str(by_hand))
                 client.delete(QUEUE)
-                ours = _python(folder, OURS, running.url, f"{QUEUE}.dead", QUEUE, str(count))
+                ours = _python(folder, OURS, url, f"{QUEUE}.dead", QUEUE, str(count))
                 assert (ours["status"], client.llen(QUEUE)) == ("applied", count), ours
                 assert not client.exists(f"{QUEUE}.dead")
             naive_per_s.append(by_hand / naive["took_s"])
@@ -85,6 +91,41 @@ def measure(count: int, by_hand: int, rounds: int) -> bool:
         f"memory that it takes: {grown / 2**20:.0f} MiB; goal {MEMORY_BYTES / 2**20:.0f} MiB\n"
     )
     return met
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """Start the server that is installed, with the allocator of those in production; without one, the embedded one."""
+    program = shutil.which("redis-server")
+    if program is None:
+        with embedded.start(folder, extra=("maxmemory 0",)) as running:
+            yield running.url
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+    try:
+        with Redis(port=port) as client:
+            _until_there(client)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _until_there(client: Redis, within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            client.ping()
+        except RedisError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def seed(client: Redis, key: str, count: int) -> None:

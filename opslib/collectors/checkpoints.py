@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: What one of ours is called, beside the names of an application's keys.
 OWN = "checkpoint"
 _PAGE = 100
+#: Keys of a step of the scan; and tasks that are looked at where nobody named any.
+_STEP, _MOST_UNNAMED = 1_000, 50
 _LARGEST_RESULT = 1024 * 1024
 #: Entries of a dead-letter list that are looked through for a task's own.
 _MOST_ENTRIES = 200_000
@@ -53,6 +55,8 @@ def resumable(
     The states are read first: what is saved after that makes a later change refuse itself.
 
     Args:
+        ids: None of them stands for those that have left a checkpoint of ours, some of them where they are many.
+
         settle: Pause before a second look, where the first was not enough; empty for one look.
 
     Raises:
@@ -63,14 +67,41 @@ def resumable(
     asked = list(dict.fromkeys(ids))
     for task_id in asked:
         _refuse_reserved(broker, task_id)
+    named, unread = bool(asked), list[Coverage]()
+    if not named:
+        with refusals.explained(broker.target.shown_broker):
+            asked, unread = _left(broker, max_keys)
     rows, coverage = _followed(broker, asked)
+    coverage += unread
     known = list(dict.fromkeys([*asked, *(row.task_id for row in rows), *(row.resumed_as for row in rows)]))
     seen = find(broker, filter(None, known), settle=settle, answer_within=answer_within, max_keys=max_keys)
     fields = {name: getattr(seen, name) for name in Whereabouts.__dataclass_fields__}
     fields["coverage"] = (*seen.coverage, *coverage)
     with refusals.explained(broker.target.shown_broker):
         told = _with_parameters(broker, seen, rows)
-    return Resumable(**fields, asked=tuple(asked), checkpoints=tuple(told))
+    return Resumable(**fields, asked=tuple(asked), named=named, checkpoints=tuple(told))
+
+
+def _left(broker: Broker, max_keys: int) -> tuple[list[str], list[Coverage]]:
+    """Return tasks that have left a checkpoint of ours, not too many; and what was not looked at."""
+    root = raw_name(broker.keys.checkpoint_root)
+    found: list[str] = []
+    cursor = visited = 0
+    while True:
+        cursor, names = cast("tuple[int, list[bytes]]", broker.reads.scan(cursor, count=_STEP))
+        visited += len(names)
+        found += [key_name(name[len(root) :]) for name in names if name.startswith(root)]
+        if cursor == 0 or visited >= max_keys:
+            break
+    found = sorted(dict.fromkeys(found))
+    rest = len(found) - _MOST_UNNAMED
+    note = f"{rest:,} tasks more have left a checkpoint; name the one that is meant." if rest > 0 else ""
+    note = f"{note} The keys beyond {max_keys:,} were not looked at.".strip() if cursor else note
+    return found[:_MOST_UNNAMED], [
+        Coverage(
+            place="checkpoints", seen=min(len(found), _MOST_UNNAMED), silent=max(0, rest) or int(cursor != 0), note=note
+        )
+    ]
 
 
 def read(broker: Broker, ids: Sequence[str]) -> tuple[list[Checkpoint], list[Coverage]]:

@@ -74,12 +74,16 @@ class Resumable(Whereabouts):
     Where certain tasks are, and those that go on from them, with the states that they have saved.
 
     Attributes:
-        asked: The ids that a person named; `ids` has their successors too.
+        asked: The ids that a person named, or where nobody did, some that have left a checkpoint; `ids` has their
+            successors too.
+
+        named: Whether a person named them; what nobody named is not resumed.
 
         checkpoints: Their states.
     """
 
     asked: tuple[str, ...] = ()
+    named: bool = True
     checkpoints: tuple[Checkpoint, ...] = ()
 
     def of(self, task_id: str) -> list[Checkpoint]:

@@ -11,7 +11,7 @@ from opslib import checkpoints
 from opslib import plan as plans
 from opslib.durations import spell
 from opslib.envelope import Head, head
-from opslib.errors import BadParameter, PlanTooLarge
+from opslib.errors import PlanTooLarge
 from opslib.facts import UNKNOWN_TASK, Checkpoint, Coverage, Resumable, StoredResult
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, Status
@@ -49,16 +49,8 @@ class _Standing:
 
 
 def wanted(task_id: str) -> list[str]:
-    """
-    Return the ids in a text that a person wrote.
-
-    Raises:
-        BadParameter: If there is none.
-    """
-    found = ids(task_id)
-    if not found:
-        raise BadParameter("No task was named.", hint='Set task_id to the id of one, or of several: "8a1f…, 9b2e…".')
-    return found
+    """Return the ids in a text that a person wrote; none for those that have left a checkpoint, to be looked at."""
+    return ids(task_id)
 
 
 def diagnose(seen: Resumable, *, before: Resumable | None = None, outcomes: Iterable[Outcome] = ()) -> list[Finding]:
@@ -74,6 +66,8 @@ def diagnose(seen: Resumable, *, before: Resumable | None = None, outcomes: Iter
     found = list(sight.unseen(seen))
     for task_id in seen.asked:
         standing = _standing(seen, task_id)
+        if standing.why_not and not seen.named:
+            continue  # nobody asked whether it can
         line = [*_line(seen, task_id), *(_line(before, task_id) if before else ())]
         if not gone_on.isdisjoint(line) and (standing.why_not or not _failed(seen, standing.last)):
             continue
@@ -113,7 +107,7 @@ def steps(seen: Resumable, findings: Iterable[Finding], *, to: str = "", max_act
     here: list[Action] = []
     sends: list[Action] = []
     for finding in findings:
-        if finding.code != "task-resumable" or finding.severity is Severity.UNKNOWN:
+        if finding.code != "task-resumable" or finding.severity is Severity.UNKNOWN or not seen.named:
             continue
         rows = seen.of(finding.subject)
         new_id = _new_id(rows)

@@ -11,7 +11,7 @@ import pytest
 
 from opslib import plan as plans
 from opslib.envelope import head
-from opslib.errors import BadParameter, PlanTooLarge
+from opslib.errors import PlanTooLarge
 from opslib.facts import Checkpoint, Coverage, Resumable, Whereabouts
 from opslib.findings import Finding, Severity
 from opslib.plan import Kind, Outcome, Status
@@ -376,11 +376,17 @@ class TestSavedPlans:
         assert resume_task.why_not(view, planned(seen(state()))) == ["workers: Silent."]
 
 
-def test_no_task_is_a_wrong_parameter():
-    """With how to name one."""
-    with pytest.raises(BadParameter, match="No task was named"):
-        resume_task.wanted(" , ")
-    assert resume_task.wanted("a, b a") == ["a", "b"]
+def test_where_nobody_named_a_task_nothing_is_planned():
+    """What could go on is told; which of them should is for a person to say. What cannot is no matter."""
+    view = replace(seen(state()), named=False)
+
+    findings = resume_task.diagnose(view)
+
+    assert [each.code for each in findings] == ["task-resumable"]
+    assert len(resume_task.plan(view, findings)) == 0
+    assert len(resume_task.plan(replace(view, named=True), findings)) == 2
+    assert resume_task.diagnose(replace(seen(), named=False)) == []
+    assert (resume_task.wanted(" , "), resume_task.wanted("a, b a")) == ([], ["a", "b"])
 
 
 def test_what_states_say_is_harmless_and_never_what_tasks_were_called_with(capsys):

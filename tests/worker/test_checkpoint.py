@@ -13,10 +13,10 @@ import pytest
 from celery import Celery, signals
 from redis import Redis
 
-from opslib import checkpoints
+from opslib import checkpoints, resumable
 from opslib.worker import checkpoint
 from opslib.worker.checkpoint import troubles
-from tests.support import roads
+from tests.support import roads, servers
 from tests.support.seed import KEYS
 
 DAY_S = 86_400
@@ -352,3 +352,21 @@ class TestFormat:
             {"args": [1], "kwargs": {}},
             0.4,
         )
+
+
+class TestUnnamed:
+    """Where nobody says which tasks are meant."""
+
+    @pytest.mark.parametrize(("count", "silent"), [(0, 0), (2, 0), (50, 0), (51, 1)])
+    def test_those_that_have_left_a_checkpoint_are_looked_at(self, server, redis, count, silent):
+        """Fifty at most; that there are more is told, and makes the view a partial one."""
+        for n in range(count):
+            redis.set(KEYS.checkpoint(f"t-{n:02}"), checkpoints.write(checkpoints.Document(task_id=f"t-{n:02}")))
+        redis.set("another", "key")
+
+        found = resumable(servers.broker(server), [])
+
+        assert found.asked == tuple(f"t-{n:02}" for n in range(min(count, 50)))
+        assert not found.named
+        (row,) = (row for row in found.coverage if row.place == "checkpoints")
+        assert (row.seen, row.silent) == (min(count, 50), silent)
