@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from opslib import cli
 from tests.command_line import OPS, environment
 
 #: Each of these costs more than all the rest of `ops --help`.
@@ -104,6 +106,29 @@ def test_listing_needs_no_system(tmp_path: Path) -> None:
 
     assert modules & (HEAVY - {"rich", "asyncio"}) == set()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_help_lists_is_what_there_is() -> None:
+    """Names and summaries are known without loading any of them; and each module has what it is said to."""
+    whole, listed = (typer.main.get_group(made) for made in (cli.every(), cli.listed()))
+
+    assert list(listed.commands) == list(cli.INDEX)
+    assert set(whole.commands) == set(cli.INDEX)
+    for name, command in whole.commands.items():
+        assert listed.commands[name].get_short_help_str(200) == command.get_short_help_str(200)
+    for name, (modules, _) in cli.INDEX.items():
+        alone = typer.main.get_group(cli.assembled(modules)).commands[name]
+        assert getattr(alone, "commands", {}).keys() == getattr(whole.commands[name], "commands", {}).keys()
+
+
+@pytest.mark.parametrize(("words", "wanted"), [("ops ", "queues"), ("ops dead ", "redrive")])
+def test_a_shell_completes_every_word(words: str, wanted: str) -> None:
+    """Also those of groups that the list of commands does not load."""
+    told = {"_OPS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()))}
+
+    done = subprocess.run([OPS], env=environment() | told, check=False, capture_output=True, text=True)
+
+    assert wanted in done.stdout.split()
 
 
 def test_help_is_as_quick_as_its_library(tmp_path: Path) -> None:

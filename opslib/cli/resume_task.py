@@ -25,7 +25,7 @@ _SETTLE = "0.5s"
 NAME = "resume-task"
 
 
-def register() -> None:
+def register(_: typer.Typer) -> None:
     """Add the command to those of single tasks."""
     find.task.command()(resume)
 

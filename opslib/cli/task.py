@@ -27,7 +27,7 @@ Retries = Annotated[int, typer.Option("--retries", metavar="N", help="Only those
 Most = Annotated[int, typer.Option("--limit", min=0, metavar="N", help="At most so many tasks; 0 for 500.")]
 
 
-def register() -> None:
+def register(_: typer.Typer) -> None:
     """Add the commands to those of single tasks."""
     for command in (stop, revoke, reorder, send):
         find.task.command()(command)
