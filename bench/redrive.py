@@ -43,11 +43,12 @@ print(json.dumps({"sent": sent, "took_s": time.perf_counter() - began}))
 
 #: What a command does once its plan is confirmed: lock, journal, audit, letters kept, and a look whether all are there.
 OURS = """
-import json, resource, sys, time
-from opslib import broker as brokers, settings
+import gc, json, resource, sys, time
+from opslib import broker as brokers, cli, settings
 from opslib.plan import Action, Copy, Kind, Redrive, make
 from opslib.selection import DeadSelection
 from opslib.writer import apply
+gc.set_threshold(*cli.SELDOM)
 url, source, queue, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 broker = brokers.connect(settings.Target(name="bench", broker_url=url))
 copies = (Copy(place="list", key=source, queue=source, count=count),)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     app: typer.Typer
 
 #: What is imported lives as long as its process: to search it for garbage would be a sixth of a short command's time.
-_SELDOM = (50_000, 20, 50)
+SELDOM = (50_000, 20, 50)
 
 #: Every command and group: the modules that it is made of, and what it is for. So `ops --help` need not load them.
 INDEX: dict[str, tuple[tuple[str, ...], str]] = {
@@ -102,7 +102,7 @@ def common(
 
 def main() -> None:
     """Run the command line."""
-    gc.set_threshold(*_SELDOM)
+    gc.set_threshold(*SELDOM)
     noun = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     if noun in INDEX:
         made = assembled(INDEX[noun][0])
