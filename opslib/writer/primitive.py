@@ -47,11 +47,14 @@ class Answer:
         letters: One for each item; what they mean stands at the head of the script.
 
         seen: What the script saw of each item, as text.
+
+        ahead: What the server answered to what was asked behind the script; None if nothing was, or it is not known.
     """
 
     number: str
     letters: str
     seen: tuple[str, ...]
+    ahead: Any = None
 
 
 class Keys:
@@ -87,6 +90,7 @@ class Primitive:
     """
 
     over: str = ""
+    _ahead: Any = None
 
     def __init__(
         self,
@@ -124,6 +128,7 @@ class Primitive:
         receipt: Mapping[str, Any],
         about: Mapping[str, object],
         meanwhile: Callable[[], object] | None = None,
+        ahead: Sequence[object] = (),
     ) -> Answer:
         """
         Run a script as the next batch and return what it did.
@@ -134,6 +139,8 @@ class Primitive:
             about: What the audit says of it.
 
             meanwhile: Called while the server works, such as what prepares the next batch.
+
+            ahead: A command that only reads, which the server is asked right behind the script.
 
         Raises:
             Halted: If the broker should be left alone, is another server by now, or did not answer an earlier batch.
@@ -159,13 +166,14 @@ class Primitive:
             audit.write("intent", batch=number, plan=self._plan, script=script, **about)
             points.passed("after-intent")
             values = [self._lock.token, number, LIFE_MS, self._line, AUDIT_ENTRIES, kept, *values]
-            said, letters, seen = self._eval(number, script, keys, values, meanwhile)
+            self._ahead = None
+            said, letters, seen = self._eval(number, script, keys, values, meanwhile, ahead)
             points.passed("after-script")
             audit.note("result", batch=number, said=said, letters=letters)
             points.passed("after-result")
         if said not in {"APPLIED", "REPLAY"}:
             raise self._refused(number, said, letters)
-        return Answer(number=number, letters=letters, seen=tuple(seen.split(",")) if seen else ())
+        return Answer(number=number, letters=letters, seen=tuple(seen.split(",")) if seen else (), ahead=self._ahead)
 
     def _refused(self, number: str, said: str, letters: str) -> Refused:
         """Return what it means that the script wrote nothing; after some answers, nothing more is sent."""
@@ -203,6 +211,7 @@ class Primitive:
         keys: Keys,
         values: Sequence[bytes | str | float],
         meanwhile: Callable[[], object] | None,
+        ahead: Sequence[object],
     ) -> tuple[str, str, str]:
         """Send a batch; one without an answer is asked for again under its number, which the journal makes safe."""
         from redis.exceptions import ConnectionError as Lost
@@ -218,7 +227,7 @@ class Primitive:
                 answer = self.broker.writes.eval(text, len(names), *names, *arguments)
                 took_s = time.monotonic() - began
             else:
-                answer, took_s = self._asked(["EVAL", text, len(names), *names, *arguments], meanwhile)
+                answer, took_s = self._asked(["EVAL", text, len(names), *names, *arguments], meanwhile, ahead)
         except (Lost, Late):
             time.sleep(_ASK_AGAIN_S)
             self.over, self._answered = f"Batch {number} had no answer, asked twice; nothing more was sent.", False
@@ -230,19 +239,28 @@ class Primitive:
         said, letters, seen = [*parts, "", ""][:3]
         return said, letters, seen
 
-    def _asked(self, command: Sequence[object], meanwhile: Callable[[], object]) -> tuple[object, float]:
+    def _asked(
+        self, command: Sequence[object], meanwhile: Callable[[], object], ahead: Sequence[object]
+    ) -> tuple[object, float]:
         """Send a command, do something else until its answer is there; return it, and how long it was waited for."""
         client = self.broker.writes
         pool = client.connection_pool
         connection = pool.get_connection()
         try:
             connection.send_command(*command)
+            if ahead:
+                connection.send_command(*ahead)
             meanwhile()
             began = time.monotonic()
-            return client.parse_response(connection, "EVAL"), time.monotonic() - began
+            answer = client.parse_response(connection, "EVAL")
+            took_s = time.monotonic() - began
+            if ahead:
+                self._ahead = client.parse_response(connection, str(ahead[0]))
         except BaseException:
             connection.disconnect()  # an answer that nobody has read would be taken for the next one
             raise
+        else:
+            return answer, took_s
         finally:
             pool.release(connection)
 

@@ -38,8 +38,7 @@ _LOOKS = 20
 _SHOWN_IDS = 50
 #: Letters in one script, at most: each costs the server less than a move, for none is searched for.
 _BATCH, _BATCH_BYTES = 500, 1024 * 1024
-#: What is read at once, and so held in memory.
-_CHUNK, _CHUNK_BYTES, _SAMPLES = 4_000, 8 * 1024 * 1024, 100
+_SAMPLES = 100
 _SUCCESS = "SUCCESS"
 
 
@@ -148,7 +147,7 @@ class _Redriving:
         self._numbers: dict[tuple[str, int], int] = {}
         self._lists: list[str] = []
         self._states = results.States(primitive.broker)
-        self._left = self._passed = 0
+        self._left = self._passed = self._room = 0
         self._known: set[str] = set()
         self.account = _Account()
         self.before = _sent_before(primitive, action)
@@ -187,18 +186,14 @@ class _Redriving:
 
         self._passed, self._known, looks = 0, set(), 0
         self._left = (self._only.limit or lists.most(planned)) - self.before
-        room = self._broker.writes.llen(raw_name(key))
         try:
-            while room > 0 and self._left > 0 and (chunk := self._chunk(key, room)):
-                done = self._go_through(key, chunk)
-                room -= done
-                if done == len(chunk):
-                    continue
+            self._room = self._broker.writes.llen(raw_name(key))
+            while self._room > 0 and self._left > 0 and self._go_through(key):
                 looks, self._passed = looks + 1, 0
                 if looks > _LOOKS:
                     self.account.halted = "The list keeps changing; run it again."
                     return
-                room = self._broker.writes.llen(raw_name(key))
+                self._room = self._broker.writes.llen(raw_name(key))
             if self.account.sent or self.before:
                 self._note_done(key)
         except (OpsError, RedisError) as error:
@@ -206,46 +201,61 @@ class _Redriving:
                 raise
             self.account.halted = refusals.of(error, self._broker.target.shown_broker).message
 
+    def _go_through(self, key: str) -> bool:
+        """
+        Send a list window by window; return whether it has moved on, so that it is to be looked at from its end again.
+
+        While the server works on one window, the next one is prepared; and the one after that is asked for right behind
+        the script, so that the server reads it before anybody waits for it.
+        """
+        prepared = self._prepared(key, self._read(key, 0))
+        following = self._read(key, len(prepared.items))
+        while prepared.items:
+            self._room -= len(prepared.items)
+            ready: list[_Prepared] = []
+
+            def prepare(window: Sequence[bytes] = following, into: list[_Prepared] = ready) -> None:
+                into.append(self._prepared(key, window))
+
+            stayed, ahead = self._passed, self._command(key, len(following)) if following else ()
+            moved_on, found = self._one(key, prepared, prepare, ahead)
+            (prepared,) = ready
+            if moved_on:
+                self._left += prepared.meant
+                return True
+            if found is None or self._passed != stayed:  # what stays has moved the window that was asked for
+                following = self._read(key, len(prepared.items))
+            else:
+                following = cast("list[bytes]", found)[::-1]
+        return False
+
+    def _read(self, key: str, beyond: int) -> list[bytes]:
+        """Return the oldest letters that were not passed over, beyond so many of them."""
+        command = self._command(key, beyond)
+        if not command:
+            return []
+        return cast("list[bytes]", self._broker.writes.lrange(raw_name(key), command[2], command[3]))[::-1]
+
+    def _command(self, key: str, beyond: int) -> tuple[Any, ...]:
+        """
+        Return how a window of letters is asked for, by number, by what letters weigh, and by the rate; empty for none.
+        """
+        client = self._broker.writes
+        watch = self.primitive.watch
+        used = client.memory_usage(raw_name(key), samples=_SAMPLES) or 1
+        most = _BATCH * watch.batch // watch.MOST if watch else _BATCH
+        most = min(most, _BATCH_BYTES * max(1, client.llen(raw_name(key))) // used)
+        most = min(most, int(self._how.rate_per_s)) if self._how.rate_per_s else most
+        wanted = min(max(1, most), self._room - beyond)
+        wanted = min(wanted, self._left) if self._only.is_everything else wanted
+        if wanted <= 0:
+            return ()
+        return "LRANGE", raw_name(key), -self._passed - beyond - wanted, -self._passed - beyond - 1
+
     def _note_done(self, key: str) -> None:
         """Have the journal know that a list is done with: letters that come later are none of this run's any more."""
         receipt = {"op": "note", "role": "taken", "items": [{"a": self._action.id, "s": key, "key": key}]}
         self.primitive.call("note", self.primitive.keys(), [MOVED], receipt=receipt, about={"taken": key})
-
-    def _chunk(self, key: str, room: int) -> list[bytes]:
-        """Return the oldest letters that were not passed over, as many as are read at once."""
-        wanted = min(room, self._left) if self._only.is_everything else room
-        client = self._broker.writes
-        used = client.memory_usage(raw_name(key), samples=_SAMPLES) or 1
-        most = max(1, min(_CHUNK, wanted, _CHUNK_BYTES * max(1, client.llen(raw_name(key))) // used))
-        found = client.lrange(raw_name(key), -self._passed - most, -self._passed - 1)
-        return cast("list[bytes]", found)[::-1]
-
-    def _go_through(self, key: str, chunk: Sequence[bytes]) -> int:
-        """Send a chunk batch by batch, the next one prepared while the server works; return how far it was right."""
-        windows = self._windows(chunk)
-        done, prepared = 0, self._prepared(key, next(windows))
-        while prepared.items:
-            following: list[_Prepared] = []
-
-            def prepare(into: list[_Prepared] = following) -> None:
-                into.append(self._prepared(key, next(windows, ())))
-
-            if self._one(key, prepared, prepare):
-                self._left += sum(each.meant for each in following)
-                return done
-            done, prepared = done + len(prepared.items), following[0]
-        return done
-
-    def _windows(self, chunk: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-        """Cut by number, by what they weigh on average, and where only so many a second are sent."""
-        by_weight = max(1, _BATCH_BYTES * len(chunk) // sum(map(len, chunk)))
-        at = 0
-        while at < len(chunk):
-            watch = self.primitive.watch
-            most = min(by_weight, _BATCH * watch.batch // watch.MOST if watch else _BATCH)
-            most = min(most, int(self._how.rate_per_s)) if self._how.rate_per_s else most
-            yield chunk[at : at + max(1, most)]
-            at += max(1, most)
 
     def _prepared(self, key: str, window: Sequence[bytes]) -> _Prepared:
         """Decide about each letter of a window: what is sent for it, or why it stays."""
@@ -334,14 +344,16 @@ class _Redriving:
         ids = [each.task_id for each in read if isinstance(each, Letter) and each.task_id]
         return {task_id for task_id, state in self._states.of(ids).items() if state == _SUCCESS}
 
-    def _one(self, key: str, prepared: _Prepared, meanwhile: Callable[[], None]) -> bool:
-        """Send a window of letters; return whether the list has moved on, so that none of them was."""
+    def _one(
+        self, key: str, prepared: _Prepared, meanwhile: Callable[[], None], ahead: Sequence[object]
+    ) -> tuple[bool, Any]:
+        """Send a window of letters; return whether the list has moved on, and the answer to what was asked behind."""
         items = prepared.items
         sent = sum(1 for item in items if item.number)
         if not sent:
             self._count(prepared, STAYS * len(items))
             meanwhile()
-            return False
+            return False, None
         self._wait()
         space = self._broker.keys
         kept = space.redriven(self.primitive.run_id, key)
@@ -359,9 +371,10 @@ class _Redriving:
             receipt={"op": "redrive", "role": "redrive", "list": key, "kept": kept, **told},
             about={"list": key, "letters": sent},
             meanwhile=meanwhile,
+            ahead=ahead,
         )
         self._count(prepared, answer.letters)
-        return answer.letters[:1] == CHANGED
+        return answer.letters[:1] == CHANGED, answer.ahead
 
     def _count(self, prepared: _Prepared, said: str) -> None:
         """Account for a window: what stays is passed over from now on; where none was sent, all are looked at again."""

@@ -99,10 +99,13 @@ for n = 1, COUNT do
   if NUMBERS[n] > 0 and states[n] and string.find(states[n], '"resumed_as":"[^"]') then letters[n] = 'E' end
 end
 go_to(RESULTS)
+local names = {}
+for n = 1, COUNT do names[n] = ROOT .. TASKS[n] end
+local any = ROOT ~= '' and redis.call('EXISTS', unpack(names)) > 0
 for n = 1, COUNT do
-  if letters[n] == 'A' and ROOT ~= '' and TASKS[n] ~= '' then
+  if any and letters[n] == 'A' and TASKS[n] ~= '' then
     -- What has run by now, by whoever's hand, is not sent again; the state stands first in a result.
-    local head = redis.pcall('GETRANGE', ROOT .. TASKS[n], 0, 95)
+    local head = redis.pcall('GETRANGE', names[n], 0, 95)
     if type(head) == 'string' and string.find(head, '^%s*{%s*"status":%s*"SUCCESS"') then letters[n] = 'R' end
   end
   if letters[n] == 'A' and CHORDS[n] then
