@@ -327,15 +327,15 @@ class _Redriving:
         What an entry says of its queue is only what somebody wrote. Where nobody says, it is the one that the list of
         letters is named after.
         """
-        if (queue, priority) not in self._numbers:
-            space = self._broker.keys
-            name = queue or origin(key.removeprefix(space.prefix))
+        space = self._broker.keys
+        name = queue or origin(key.removeprefix(space.prefix))
+        if (name, priority) not in self._numbers:
             kinds = {key_name(self._broker.reads.type(raw_name(each))) for each in space.queue_lists(name)}
             can_be = space.is_queue_name(name) and not name.endswith(DEAD) and kinds <= {"list", "none"}
             if can_be:
                 self._lists.append(space.queue(name, priority))
-            self._numbers[queue, priority] = len(self._lists) if can_be else 0
-        return self._numbers[queue, priority]
+            self._numbers[name, priority] = len(self._lists) if can_be else 0
+        return self._numbers[name, priority]
 
     def _succeeded(self, read: Sequence[Letter | Unreadable]) -> set[str]:
         """Return the tasks that have succeeded by now; none where the script looks itself, in the same step."""

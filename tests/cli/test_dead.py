@@ -16,6 +16,13 @@ from tests.support.workers import Deployment
 QUEUE = "graves"
 
 
+@pytest.fixture(autouse=True)
+def _no_failures(shop: Deployment) -> None:
+    """What other tests have left as failed is none of these letters' business."""
+    for key in shop.redis.scan_iter(match="celery-task-meta-*"):
+        shop.redis.delete(key)
+
+
 @pytest.fixture
 def graves(shop: Deployment):
     """Two groups and an entry that nobody can read, in the list of a queue of their own."""
