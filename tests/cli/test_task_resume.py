@@ -51,6 +51,8 @@ def failed(system: Deployment, job: str, *, at: int = 3, how: str = "boom", coun
     system.redis.hset(f"breaks:{job}", str(at), how)
     task_id = system.send("steps", job, count, SECRET, **options)
     until(lambda: system.state(task_id) == "FAILURE", DEADLINE_S, "it has failed")
+    if how == "boom" and at:  # what it failed of is written after its result
+        until(lambda: state(system, task_id).get("failed"), DEADLINE_S, "its state says so")
     return task_id
 
 
