@@ -23,7 +23,7 @@ from opslib.demo import server as embedded
 
 GOAL, MEMORY_BYTES = 30.0, 100 * 2**20
 QUEUE = "celery"
-ID = "{:08d}-bbbb-4ccc-8ddd-eeeeeeeeeeee"
+ID, TAG = "{:08d}-bbbb-4ccc-8ddd-eeeeeeeeeeee", "{:08d}-aaaa-4ccc-8ddd-eeeeeeeeeeee"
 _PER_PUSH = 1_000
 
 #: What people do today: pop, decode, send. It loses a letter if it dies in between, and has no way back.
@@ -140,7 +140,8 @@ def seed(client: Redis, key: str, count: int) -> None:
 
 
 def _letter(number: int, envelope: str, traceback: str) -> bytes:
-    task_id = ID.format(number)
+    task_id, tag = ID.format(number), TAG.format(number)
+    envelope = envelope.replace('"delivery_tag": "TASK_ID"', f'"delivery_tag": "{tag}"')
     return letters.write(
         letters.Letter(
             v=letters.VERSION,

@@ -20,6 +20,8 @@ from opslib import signatures
 from opslib.envelope import Head, Unreadable, head, instant, load
 
 VERSION = 1
+#: Header in which a message that was sent again says how often.
+REDRIVES = "x-redrive"
 #: What is kept of an exception's text and of a traceback, from its end: the innermost frames tell the cause.
 MOST_EXCEPTION, MOST_TRACEBACK = 2_000, 20_000
 #: Larger than any message that a broker should carry; what is larger is not decoded.

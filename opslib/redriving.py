@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from opslib.envelope import Unreadable, instant, load
-from opslib.letters import Cause, Letter
+from opslib.letters import REDRIVES, Cause, Letter
+from opslib.plain_letters import NOTHING_FOLLOWS
 from opslib.plan import Redrive
 from opslib.rewrite import fresh
 
@@ -79,8 +79,8 @@ class Note(StrEnum):
 
 #: So often a letter is sent again, and no more: then the cause is not mended.
 LOOPS = 3
-#: Header in which a message says how often it was sent again, and the one with the id that it had before.
-REDRIVES, REDRIVE_OF = "x-redrive", "x-redrive-of"
+#: Header with the id that a message had before it was sent again under another.
+REDRIVE_OF = "x-redrive-of"
 
 #: What is not sent again, each with the reason as a sentence.
 REFUSALS = {
@@ -311,7 +311,7 @@ def _of_parts(whole: _Raw, headers: _Raw, properties: _Raw, body: bytes) -> _Mes
         if "task" not in headers:
             if not _read_protocol_1(found):
                 return Note.UNREADABLE
-        elif not (found.is_json and body.endswith(_PLAIN_ENDS)):
+        elif not (found.is_json and body.endswith(NOTHING_FOLLOWS)):
             _read_embedded(found)
         _read_rest(found)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
@@ -428,97 +428,3 @@ def _protocol_1(parts: _Message, changed: Mapping[str, object]) -> str:
 def _spelled(parts: _Message, body: object) -> str:
     text = json.dumps(body, allow_nan=False).encode()
     return base64.b64encode(text).decode() if parts.properties.get("body_encoding") == _BASE64 else text.decode()
-
-
-class _Head(msgspec.Struct):
-    """What a message must say, or not say, to be sent again with nothing more than another tag and a count."""
-
-    task: str
-    retries: Literal[0] = 0
-    eta: None = None
-    expires: None = None
-    compression: None = None
-    redrives: None = msgspec.field(name=REDRIVES, default=None)
-
-
-class _Own(msgspec.Struct):
-    delivery_tag: str
-    priority: Literal[0] | None = 0
-
-
-class _Plain(msgspec.Struct):
-    headers: _Head
-    properties: _Own
-    body: str
-
-
-class Brief(msgspec.Struct):
-    """What is looked at of an entry of ours whose message is a plain one; the rest is skipped."""
-
-    v: Literal[1]
-    entry_id: str
-    task_id: str
-    envelope: str
-    task_name: str = ""
-    queue: str = ""
-    cause: str = ""
-    redrives: Literal[0] = 0
-
-
-_plain_message = msgspec.json.Decoder(_Plain).decode
-_brief = msgspec.json.Decoder(Brief).decode
-_OPENS, _COUNTED = b'"headers": {', b'"headers": {"x-redrive": 1, '
-#: How most letters are sent: as they were.
-AS_IT_WAS = (Redrive(), Redrive(poison=True))
-
-
-def plain(raw: bytes, tag: str) -> tuple[Brief, bytes] | None:
-    """
-    Return a letter and its message as it was but for its tag and the count, all else to the byte; None for an odd one.
-
-    It is what nearly all letters take, in a third of the time of `decide`: nothing follows the task, nothing is due or
-    expired, it was not retried nor sent again before, and what is to be changed stands in it only once.
-    """
-    try:
-        brief = _brief(raw)
-        envelope = brief.envelope.encode()
-        found = _plain_message(envelope)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
-    old = found.properties.delivery_tag.encode()
-    parts = envelope.split(_OPENS)
-    if len(parts) != 2 or not found.body.endswith(_ENDS) or len(old) != len(tag) or not brief.entry_id:
-        return None
-    before, after = parts
-    at = after.find(old)
-    if at < 0 or old in before or after.find(old, at + 1) >= 0 or not found.headers.task:
-        return None
-    return brief, b"".join((before, _COUNTED, after[:at], tag.encode(), after[at + len(old) :]))
-
-
-def _plain_ends() -> tuple[bytes, ...]:
-    """
-    Return how a body ends after which nothing follows: no chain, no chord, no errbacks.
-
-    Of every body that Celery writes without them the last characters are the same; in base64 they are one of three,
-    by how the bytes before them fall into threes.
-    """
-    end = b'"errbacks": null, "chain": null, "chord": null}]'
-    spelled = [base64.b64encode(b"\0" * before + end) for before in range(3)]
-    return (*(text[4:] + b'"' for text in spelled), end.replace(b'"', b'\\"') + b'"')
-
-
-_PLAIN_ENDS = _plain_ends()
-#: The same of a body that was read; one that is not in base64 takes the longer way.
-_ENDS = tuple(end[:-1].decode() for end in _PLAIN_ENDS[:3])
-
-
-def tags(count: int, seed: str) -> list[str]:
-    """
-    Return so many delivery tags, the same ones for the same seed: who remembers that need not remember them.
-
-    Together they cost a tenth of what they do one by one.
-    """
-    digits = random.Random(seed).randbytes(16 * count).hex()  # noqa: S311 - they are names, and no secret
-    each = (digits[at : at + 32] for at in range(0, len(digits), 32))
-    return [f"{d[:8]}-{d[8:12]}-{d[12:16]}-{d[16:20]}-{d[20:]}" for d in each]

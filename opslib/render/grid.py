@@ -82,10 +82,13 @@ class Table:
         return _html(self)
 
     def text(self, width: int | None = None, *, fold: bool = False) -> str:
-        """Return the table as plain text of `width` columns; where its codes are wider, it is too unless they fold."""
-        return _text(
-            self, width or shutil.get_terminal_size((100, 24)).columns, ("text", "code") if fold else ("text",)
-        )
+        """
+        Return the table as plain text of `width` columns.
+
+        Args:
+            fold: As on a terminal, codes are folded where they are wider, and a new line in a value begins one.
+        """
+        return _text(self, width or shutil.get_terminal_size((100, 24)).columns, fold=fold)
 
     def _repr_html_(self) -> str:
         return STYLE + _html(self)
@@ -156,14 +159,14 @@ def _shown(value: object) -> str:
     return str(value) if isinstance(value, Cell) else shown(value)
 
 
-def _text(table: Table, width: int, elastic: Sequence[Kind]) -> str:
+def _text(table: Table, width: int, *, fold: bool) -> str:
     if not table.rows:
         return f"{shown(table.title)}: {table.empty}" if table.title else table.empty
     grid = [
-        [_lines(column, cell) for column, cell in zip(table.columns, row, strict=True)]
+        [_lines(column, cell, fold=fold) for column, cell in zip(table.columns, row, strict=True)]
         for row in table.rows[: table.limit]
     ]
-    widths = _fit(table.columns, grid, width, elastic)
+    widths = _fit(table.columns, grid, width, ("text", "code") if fold else ("text",))
     lines = [_line([column.title for column in table.columns], table.columns, widths)]
     lines.append(_line(["─" * each for each in widths], table.columns, widths))
     for row in grid:
@@ -173,7 +176,9 @@ def _text(table: Table, width: int, elastic: Sequence[Kind]) -> str:
     )
 
 
-def _lines(column: Column, value: object) -> list[str]:
+def _lines(column: Column, value: object, *, fold: bool) -> list[str]:
+    if fold and isinstance(value, str) and "\n" in value:
+        return [shown(line) for line in value.split("\n")]
     text = _shown(value)
     if column.kind == "state" and text in SIGNS:
         text = f"{SIGNS[text]} {text}"

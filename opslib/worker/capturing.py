@@ -24,15 +24,13 @@ from kombu.utils.json import dumps
 from opslib import letters
 from opslib.envelope import Head, head
 from opslib.keys import PRIORITY_STEPS, SEPARATOR, Binding, Keyspace, destinations
-from opslib.letters import MOST_EXCEPTION, MOST_TRACEBACK, VERSION, Cause, Letter
+from opslib.letters import MOST_EXCEPTION, MOST_TRACEBACK, REDRIVES, VERSION, Cause, Letter
 from opslib.worker import connection, requests, wishes
 from opslib.worker.outbox import Entry, Outbox
 from opslib.worker.transport import connect
 
 # ruff: noqa: ANN401, SLF001 - Celery says what a step is given; a message's own text is nowhere but in `_raw`
 
-#: A message that was sent again from a dead-letter list says in this header how often.
-REDRIVES = "x-redrive"
 #: A node that ends waits no longer for its letters.
 LAST_CALL_S = 4.0
 _MOST_LOGGED = 20

@@ -17,7 +17,7 @@ from opslib import records, redact, settings
 from opslib.errors import Refused
 
 FILE = "audit.jsonl"
-_BLOCK = 64 * 1024
+_BLOCK = 4 * 1024
 
 
 def write(event: str, **detail: object) -> None:

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib.errors import Refused
@@ -57,6 +57,22 @@ class Answer:
     ahead: Any = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """
+    A script that is on record as about to be run.
+
+    Attributes:
+        number: Its place in the journal, "epoch.n".
+
+        asked: The number of its keys, its keys, and its values.
+    """
+
+    number: str
+    script: str
+    asked: tuple[Any, ...] = field(repr=False)
+
+
 class Keys:
     """The keys of one call, each once, by the number that a script knows it by; 0 is no key."""
 
@@ -91,6 +107,7 @@ class Primitive:
 
     over: str = ""
     _ahead: Any = None
+    _unsent: Batch | None = None
 
     def __init__(
         self,
@@ -127,8 +144,6 @@ class Primitive:
         *,
         receipt: Mapping[str, Any],
         about: Mapping[str, object],
-        meanwhile: Callable[[], object] | None = None,
-        ahead: Sequence[object] = (),
     ) -> Answer:
         """
         Run a script as the next batch and return what it did.
@@ -137,10 +152,6 @@ class Primitive:
             receipt: What its undoing needs to know; kept in the journal.
 
             about: What the audit says of it.
-
-            meanwhile: Called while the server works, such as what prepares the next batch.
-
-            ahead: A command that only reads, which the server is asked right behind the script.
 
         Raises:
             Halted: If the broker should be left alone, is another server by now, or did not answer an earlier batch.
@@ -151,6 +162,51 @@ class Primitive:
 
             redis.exceptions.RedisError: If the server does not say what became of it, asked twice.
         """
+        self._may_go_on()
+        with deferred():  # Ctrl-C waits for the batch and its line in the audit
+            return self._sent(self.intend(script, keys, values, receipt=receipt, about=about))
+
+    def intend(
+        self,
+        script: str,
+        keys: Keys,
+        values: Sequence[bytes | str | float],
+        *,
+        receipt: Mapping[str, Any],
+        about: Mapping[str, object],
+    ) -> Batch:
+        """Return the next batch, written into the audit; what `run` is not called for has to be dropped."""
+        number = f"{self._lock.epoch}.{next(self._numbers)}"
+        kept = zlib.compress(json.dumps(receipt, separators=(",", ":")).encode(), 1)
+        points.passed("before-intent")
+        audit.write("intent", batch=number, plan=self._plan, script=script, **about)
+        points.passed("after-intent")
+        values = [self._lock.token, number, LIFE_MS, self._line, AUDIT_ENTRIES, kept, *values]
+        names = [raw_name(name) for name in keys.names]
+        asked = (len(names), *names, *(_encoded(value) for value in values))
+        self._unsent = Batch(number=number, script=script, asked=asked)
+        return self._unsent
+
+    def run(self, batch: Batch, *, meanwhile: Callable[[], object], ahead: Sequence[object] = ()) -> Answer:
+        """
+        Send a batch that was intended and return what it did; raise as `call` does.
+
+        Args:
+            meanwhile: Called while the server works, such as what prepares the next batch.
+
+            ahead: A command that only reads, which the server is asked right behind the script.
+        """
+        self._may_go_on()
+        with deferred():
+            return self._sent(batch, meanwhile, ahead)
+
+    def drop(self) -> None:
+        """Have the audit know of a batch that was intended that it is not sent; without one, do nothing."""
+        if self._unsent is not None:
+            audit.note("result", batch=self._unsent.number, said="UNSENT", letters="")
+            self._unsent = None
+
+    def _may_go_on(self) -> None:
         if self.over:
             raise Halted(self.over)
         if self.watch:
@@ -159,21 +215,20 @@ class Primitive:
             except Halted as halted:
                 self.over = halted.message
                 raise
-        number = f"{self._lock.epoch}.{next(self._numbers)}"
-        kept = zlib.compress(json.dumps(receipt, separators=(",", ":")).encode(), 1)
-        with deferred():  # Ctrl-C waits for the batch and its line in the audit
-            points.passed("before-intent")
-            audit.write("intent", batch=number, plan=self._plan, script=script, **about)
-            points.passed("after-intent")
-            values = [self._lock.token, number, LIFE_MS, self._line, AUDIT_ENTRIES, kept, *values]
-            self._ahead = None
-            said, letters, seen = self._eval(number, script, keys, values, meanwhile, ahead)
-            points.passed("after-script")
-            audit.note("result", batch=number, said=said, letters=letters)
-            points.passed("after-result")
+
+    def _sent(
+        self, batch: Batch, meanwhile: Callable[[], object] | None = None, ahead: Sequence[object] = ()
+    ) -> Answer:
+        self._ahead = self._unsent = None
+        said, letters, seen = self._eval(batch, meanwhile, ahead)
+        points.passed("after-script")
+        audit.note("result", batch=batch.number, said=said, letters=letters)
+        points.passed("after-result")
         if said not in {"APPLIED", "REPLAY"}:
-            raise self._refused(number, said, letters)
-        return Answer(number=number, letters=letters, seen=tuple(seen.split(",")) if seen else (), ahead=self._ahead)
+            raise self._refused(batch.number, said, letters)
+        return Answer(
+            number=batch.number, letters=letters, seen=tuple(seen.split(",")) if seen else (), ahead=self._ahead
+        )
 
     def _refused(self, number: str, said: str, letters: str) -> Refused:
         """Return what it means that the script wrote nothing; after some answers, nothing more is sent."""
@@ -205,33 +260,26 @@ class Primitive:
                 self.broker.writes.expire(self.broker.keys.journal(run_id), JOURNAL_LIFE_S)
 
     def _eval(
-        self,
-        number: str,
-        script: str,
-        keys: Keys,
-        values: Sequence[bytes | str | float],
-        meanwhile: Callable[[], object] | None,
-        ahead: Sequence[object],
+        self, batch: Batch, meanwhile: Callable[[], object] | None, ahead: Sequence[object]
     ) -> tuple[str, str, str]:
         """Send a batch; one without an answer is asked for again under its number, which the journal makes safe."""
         from redis.exceptions import ConnectionError as Lost
         from redis.exceptions import TimeoutError as Late
 
-        text = scripts.text(script)
-        names = [raw_name(name) for name in keys.names]
-        arguments = [_encoded(value) for value in values]
+        text = scripts.text(batch.script)
         took_s = 0.0
         try:
             if meanwhile is None:
                 began = time.monotonic()
-                answer = self.broker.writes.eval(text, len(names), *names, *arguments)
+                answer = self.broker.writes.eval(text, *batch.asked)
                 took_s = time.monotonic() - began
             else:
-                answer, took_s = self._asked(["EVAL", text, len(names), *names, *arguments], meanwhile, ahead)
+                answer, took_s = self._asked(("EVAL", text, *batch.asked), meanwhile, ahead)
         except (Lost, Late):
             time.sleep(_ASK_AGAIN_S)
-            self.over, self._answered = f"Batch {number} had no answer, asked twice; nothing more was sent.", False
-            answer = self.broker.writes.eval(text, len(names), *names, *arguments)
+            self.over = f"Batch {batch.number} had no answer, asked twice; nothing more was sent."
+            self._answered = False
+            answer = self.broker.writes.eval(text, *batch.asked)
             self.over, self._answered = "", True
         if self.watch:
             self.watch.after_batch(took_s)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from opslib import redriving
+from opslib import plain_letters
 from opslib.collectors import queues
 from opslib.envelope import Head, digest, head
 from opslib.keys import raw_name
@@ -51,7 +51,7 @@ def recall(mover: Mover, action: Action) -> Outcome:
 
 def _waiting(broker: Broker, batch: Batch, numbers: Sequence[int]) -> dict[int, bytes]:
     """Return the messages of a batch that still wait, by the number of the letter; their tags follow from its seed."""
-    tags = redriving.tags(len(batch.items), str(batch.receipt["seed"]))
+    tags = plain_letters.tags(len(batch.items), str(batch.receipt["seed"]))
     wanted: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for n in numbers:
         wanted[_list(batch, n)][tags[n]] = n

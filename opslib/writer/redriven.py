@@ -7,13 +7,13 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
-from opslib import letters, pidbox, redriving, refusals
+from opslib import letters, pidbox, plain_letters, redriving, refusals
 from opslib.collectors import results
 from opslib.envelope import Unreadable, digest
 from opslib.errors import OpsError
@@ -25,7 +25,7 @@ from opslib.selection import DeadSelection
 from opslib.writer import journal as journals
 from opslib.writer import lists
 from opslib.writer.moves import CHANGED, MOVED
-from opslib.writer.primitive import JOURNAL_LIFE_S, Primitive
+from opslib.writer.primitive import JOURNAL_LIFE_S, Batch, Primitive
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -116,23 +116,62 @@ class _Item(NamedTuple):
     place: str = ""
 
 
-class _Prepared(NamedTuple):
+@dataclass(kw_only=True)
+class _Window:
     """
-    A window of letters, decided about.
+    Some letters that lie side by side, decided about.
 
     Attributes:
+        letters: Their entries, the oldest first.
+
+        passed: How many letters at the served end were passed over before them.
+
         seed: What their tags were made of.
 
         notes: Why each stays; None for one that is sent, or is not meant.
 
         meant: How many of them are meant.
+
+        batch: How the server is asked to send them; None if nothing is to be sent, or it was.
     """
 
-    window: Sequence[bytes]
+    letters: Sequence[bytes]
+    passed: int
     seed: str
     items: list[_Item]
     notes: list[Note | None]
     meant: int
+    batch: Batch | None = None
+
+    @cached_property
+    def sends(self) -> int:
+        """How many of them are to be sent."""
+        return sum(1 for item in self.items if item.number)
+
+
+class _Following:
+    """The window after the one that the server works on; what hinders it is raised once somebody asks for it."""
+
+    def __init__(self, decide: Callable[[], _Window]) -> None:
+        self._decide = decide
+        self._found: _Window | None = None
+        self._error: Exception | None = None
+
+    def get_ready(self) -> None:
+        """Decide about it, while the server works: an error now would hide what the server answers."""
+        from redis.exceptions import RedisError
+
+        try:
+            self._found = self._decide()
+        except (OpsError, RedisError) as error:
+            self._error = error
+
+    @property
+    def window(self) -> _Window:
+        """It, once it was got ready."""
+        if self._error is not None:
+            raise self._error
+        return cast("_Window", self._found)
 
 
 class _Redriving:
@@ -205,38 +244,38 @@ class _Redriving:
         """
         Send a list window by window; return whether it has moved on, so that it is to be looked at from its end again.
 
-        While the server works on one window, the next one is prepared; and the one after that is asked for right behind
-        the script, so that the server reads it before anybody waits for it.
+        While the server works on one window, the next one is decided about and put on record; and the one after that is
+        asked for right behind the script, so that the server reads it before anybody waits for it.
         """
-        prepared = self._prepared(key, self._read(key, 0))
-        following = self._read(key, len(prepared.items))
-        while prepared.items:
-            self._room -= len(prepared.items)
-            ready: list[_Prepared] = []
-
-            def prepare(window: Sequence[bytes] = following, into: list[_Prepared] = ready) -> None:
-                into.append(self._prepared(key, window))
-
-            stayed, ahead = self._passed, self._command(key, len(following)) if following else ()
-            moved_on, found = self._one(key, prepared, prepare, ahead)
-            (prepared,) = ready
-            if moved_on:
-                self._left += prepared.meant
-                return True
-            if found is None or self._passed != stayed:  # what stays has moved the window that was asked for
-                following = self._read(key, len(prepared.items))
-            else:
-                following = cast("list[bytes]", found)[::-1]
+        window = self._window(key, self._read(key, self._passed, 0), self._passed)
+        try:
+            beyond = self._read(key, self._passed, len(window.items))
+            while window.items:
+                self._room -= len(window.items)
+                passed = window.passed + len(window.items) - window.sends
+                following = _Following(partial(self._window, key, beyond, passed))
+                ahead = self._command(key, passed, len(beyond)) if beyond else ()
+                said, found = self._one(window, following.get_ready, ahead)
+                if said[:1] == CHANGED:
+                    self._left += following.window.meant
+                    return True
+                window = following.window
+                if self._passed != passed:  # more of them stayed than was known before they were sent
+                    window = self._window_again(key, window)
+                    found = None
+                beyond = self._read(key, self._passed, len(window.items)) if found is None else found[::-1]
+        finally:
+            self.primitive.drop()
         return False
 
-    def _read(self, key: str, beyond: int) -> list[bytes]:
+    def _read(self, key: str, passed: int, beyond: int) -> list[bytes]:
         """Return the oldest letters that were not passed over, beyond so many of them."""
-        command = self._command(key, beyond)
+        command = self._command(key, passed, beyond)
         if not command:
             return []
         return cast("list[bytes]", self._broker.writes.lrange(raw_name(key), command[2], command[3]))[::-1]
 
-    def _command(self, key: str, beyond: int) -> tuple[Any, ...]:
+    def _command(self, key: str, passed: int, beyond: int) -> tuple[Any, ...]:
         """
         Return how a window of letters is asked for, by number, by what letters weigh, and by the rate; empty for none.
         """
@@ -250,42 +289,48 @@ class _Redriving:
         wanted = min(wanted, self._left) if self._only.is_everything else wanted
         if wanted <= 0:
             return ()
-        return "LRANGE", raw_name(key), -self._passed - beyond - wanted, -self._passed - beyond - 1
+        return "LRANGE", raw_name(key), -passed - beyond - wanted, -passed - beyond - 1
 
     def _note_done(self, key: str) -> None:
         """Have the journal know that a list is done with: letters that come later are none of this run's any more."""
         receipt = {"op": "note", "role": "taken", "items": [{"a": self._action.id, "s": key, "key": key}]}
         self.primitive.call("note", self.primitive.keys(), [MOVED], receipt=receipt, about={"taken": key})
 
-    def _prepared(self, key: str, window: Sequence[bytes]) -> _Prepared:
-        """Decide about each letter of a window: what is sent for it, or why it stays."""
+    def _window(self, key: str, window: Sequence[bytes], passed: int) -> _Window:
+        """Decide about each of some letters, what is sent for it or why it stays, and put that on record."""
         seed = uuid.uuid4().hex
-        tags = redriving.tags(len(window), seed)
+        tags = plain_letters.tags(len(window), seed)
         items: list[_Item] = []
         notes: list[Note | None] = []
         before = self._left
-        quick = self._only.is_everything and self._how in redriving.AS_IT_WAS and self._results is not None
-        for n, raw in enumerate(window):
-            item = self._quick(key, raw, tags[n]) if quick and self._left > 0 and not self._known else None
+        quick = self._only.is_everything and self._how in plain_letters.AS_IT_WAS and self._results is not None
+        for raw, tag in zip(window, tags, strict=True):
+            item = self._quick(key, raw, tag) if quick and self._left > 0 and not self._known else None
             note = None
             if item is None:
-                item, note = self._decided(key, raw, tags[n])
+                item, note = self._decided(key, raw, tag)
             else:
                 self._left -= 1
             items.append(item)
             notes.append(note)
-        return _Prepared(window=window, seed=seed, items=items, notes=notes, meant=before - self._left)
+        found = _Window(letters=window, passed=passed, seed=seed, items=items, notes=notes, meant=before - self._left)
+        return self._intended(key, found)
+
+    def _window_again(self, key: str, window: _Window) -> _Window:
+        """Put letters on record again, of which more are passed over before them than was thought."""
+        self.primitive.drop()
+        return self._intended(key, replace(window, passed=self._passed))
 
     def _quick(self, key: str, raw: bytes, tag: str) -> _Item | None:
         """Return what is sent for a letter of which nothing is special; None for any other."""
-        found = redriving.plain(raw, tag)
+        found = plain_letters.message(raw, tag)
         if found is None:
             return None
         brief, message = found
         if brief.task_id in self._revoked[0] or (brief.cause == letters.Cause.WORKER_LOST and not self._how.poison):
             return None
         number = self._number(key, brief.queue, 0)
-        return _Item(f"i{brief.entry_id}", number, message.decode(), brief.task_id) if number else None
+        return _Item(f"i{brief.entry_id}", number, message, brief.task_id) if number else None
 
     def _decided(self, key: str, raw: bytes, tag: str) -> tuple[_Item, Note | None]:
         """Return what is sent for any letter, or that it stays, and why; nothing more for one that is not meant."""
@@ -344,18 +389,11 @@ class _Redriving:
         ids = [each.task_id for each in read if isinstance(each, Letter) and each.task_id]
         return {task_id for task_id, state in self._states.of(ids).items() if state == _SUCCESS}
 
-    def _one(
-        self, key: str, prepared: _Prepared, meanwhile: Callable[[], None], ahead: Sequence[object]
-    ) -> tuple[bool, Any]:
-        """Send a window of letters; return whether the list has moved on, and the answer to what was asked behind."""
-        items = prepared.items
-        sent = sum(1 for item in items if item.number)
-        if not sent:
-            self._count(prepared, STAYS * len(items))
-            meanwhile()
-            return False, None
-        self._wait()
-        space = self._broker.keys
+    def _intended(self, key: str, window: _Window) -> _Window:
+        """Return a window with how it is to be sent, written into the audit; one of which nothing is sent as it is."""
+        if not window.sends:
+            return window
+        space, items = self._broker.keys, window.items
         kept = space.redriven(self.primitive.run_id, key)
         keys = self.primitive.keys(key, kept)
         base = len(keys.names)
@@ -363,28 +401,37 @@ class _Redriving:
         away = self._results
         where = [space.database if away else "", away or "", space.result_root if away is not None else ""]
         columns = {"a": [self._action.id] * len(items), "to": [item.number for item in items]}
-        told = {"lists": list(self._lists), "seed": prepared.seed, "columns": columns}
-        answer = self.primitive.call(
+        told = {"lists": list(self._lists), "seed": window.seed, "columns": columns}
+        batch = self.primitive.intend(
             "redrive",
             keys,
-            [JOURNAL_LIFE_S * 1000, self._passed, base, *where, space.checkpoint(""), _packed(items)],
+            [JOURNAL_LIFE_S * 1000, window.passed, base, *where, space.checkpoint(""), _packed(items)],
             receipt={"op": "redrive", "role": "redrive", "list": key, "kept": kept, **told},
-            about={"list": key, "letters": sent},
-            meanwhile=meanwhile,
-            ahead=ahead,
+            about={"list": key, "letters": window.sends},
         )
-        self._count(prepared, answer.letters)
-        return answer.letters[:1] == CHANGED, answer.ahead
+        return replace(window, batch=batch)
 
-    def _count(self, prepared: _Prepared, said: str) -> None:
+    def _one(self, window: _Window, meanwhile: Callable[[], None], ahead: Sequence[object]) -> tuple[str, Any]:
+        """Send a window; return what became of its letters, and the answer to what was asked behind the script."""
+        if window.batch is None:
+            said, found = STAYS * len(window.items), None
+            meanwhile()
+        else:
+            self._wait()
+            answer = self.primitive.run(window.batch, meanwhile=meanwhile, ahead=ahead)
+            said, found = answer.letters, answer.ahead
+        self._count(window, said)
+        return said, found
+
+    def _count(self, window: _Window, said: str) -> None:
         """Account for a window: what stays is passed over from now on; where none was sent, all are looked at again."""
         if said[:1] == CHANGED:
-            self._left += prepared.meant
+            self._left += window.meant
             return
         self.account.sent += said.count(MOVED)
         if said.count(MOVED) == len(said):
             return
-        for raw, note, letter in zip(prepared.window, prepared.notes, said, strict=True):
+        for raw, note, letter in zip(window.letters, window.notes, said, strict=True):
             if letter == MOVED:
                 continue
             self._passed += 1

@@ -195,6 +195,17 @@ def test_text_fits_the_terminal_where_its_codes_allow(width):
     assert max(cells(line) for line in table.text(width).splitlines()) <= width
 
 
+def test_folded_a_value_of_several_lines_takes_several_and_no_more_width():
+    """Names that stand one below the other are not taken for one long name."""
+    names = "\n".join(f"shop.task_{n}" for n in range(9))
+    table = Table(title="", columns=(Column("What"), Column("Tasks", "code")), rows=[("a sentence of its own", names)])
+
+    lines = table.text(60, fold=True).splitlines()
+
+    assert [line.split()[-1] for line in lines[2:]] == names.split("\n")
+    assert lines[2].startswith("a sentence of its own")
+
+
 def test_wide_characters_keep_the_columns_straight():
     """A character that takes two columns is counted as two."""
     table = Table(title="", columns=(Column("Name"), Column("Count", "number")), rows=[("队列", 1), ("abcd", 22)])

@@ -104,7 +104,7 @@ def test_it_tells_in_vain_from_waiting(looked: RunResult) -> None:
     storm = found["retry-storm", "tests.broken"]["evidence"]
     assert storm["retrying"] == VAIN
     assert storm["max_retries"] == "none"
-    assert storm["told_by"] == "events"
+    assert storm["told_by"] in {"events", "two looks"}  # whichever saw more of them
     assert storm["per_minute"] >= 60
     assert storm["errors"] == {"TypeError: '…' object is not subscriptable": VAIN}
     assert (record.verdict, looked.exit_code) == ("critical", Exit.ATTENTION)

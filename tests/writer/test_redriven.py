@@ -15,11 +15,11 @@ from opslib import checkpoints, letters
 from opslib.broker import connect
 from opslib.collectors import collect
 from opslib.collectors.find import find
-from opslib.errors import OpsError
+from opslib.errors import OpsError, Refused
 from opslib.keys import Keyspace
 from opslib.plan import Action, Copy, Kind, Redrive
 from opslib.selection import DeadSelection
-from opslib.writer import apply, points, redriven, resume
+from opslib.writer import apply, audit, audited, points, redriven, resume
 from tests.support import graveyard, servers
 from tests.support.graveyard import bury, letter
 from tests.support.plans import planned, told, undone
@@ -276,6 +276,11 @@ def test_a_prefix_and_other_steps(server, redis, archive):
     assert redis.exists(keys.redriven(run_id(), f"shop:{DEAD}"))
 
 
+def audit_lines(archive):
+    """Return the lines of the audit."""
+    return [json.loads(line) for line in (archive / audit.FILE).read_text("utf-8").splitlines()]
+
+
 class Meanwhile:
     """A client for changes, before each of whose batches something happens to the list."""
 
@@ -329,6 +334,37 @@ def test_two_runs_at_once_send_each_letter_once(broker, redis):
 
     popped = [letters.read(raw).task_id for raw in taken]
     assert sorted([*ids(redis), *popped, *dead(redis)]) == sorted(some)
+
+
+def test_a_window_that_was_put_on_record_and_not_sent_is_told_so(broker, redis, archive):
+    """The next one is written into the audit while the server works on this one, which finds the list moved on."""
+    buried(redis, 200)
+
+    redrive(meddled(broker, lambda: redis.rpop(DEAD)), 200)
+
+    said = {line["batch"]: line["said"] for line in audit_lines(archive) if line["event"] == "result"}
+    assert "UNSENT" in said.values()
+    assert {line["batch"] for line in audit_lines(archive) if line["event"] == "intent"} == set(said)
+    assert audited.reconcile(audited.verify(archive / audit.FILE), broker).whole
+
+
+def test_what_hinders_the_next_window_hides_nothing_of_this_one(broker, redis, monkeypatch):
+    """The disk is full while the server sends: what it sent is counted, and what was not sent is where it was."""
+    some, times, write = buried(redis, 200), iter(range(9)), audit.write
+
+    def full(event, **detail):
+        if event == "intent" and next(times) == 2:
+            raise Refused("The audit cannot be written: No space left on device.")
+        write(event, **detail)
+
+    monkeypatch.setattr(audit, "write", full)
+
+    outcome = redrive(broker, 200)
+
+    assert outcome.status == "failed"
+    count = int(re.match(r"(\d+) letters were sent again\. The audit cannot be written", outcome.reason)[1])
+    assert 0 < count < 200
+    assert (ids(redis), dead(redis)) == (some[:count], some[count:])
 
 
 class TestChord:
