@@ -99,6 +99,16 @@ class TestSame:
         """It may be anything."""
         assert plain_letters.message(entry, TAG) is None
 
+    def test_a_tag_that_stands_before_the_headers_too_takes_the_longer_way(self):
+        """Whoever wrote a message with its properties first: which of both is the tag, is not guessed."""
+        found = envelope("tests.ok")
+        tag = found["properties"]["delivery_tag"]
+        found["headers"]["argsrepr"] = f"({tag!r},)"
+        turned = {"body": found["body"], "properties": found["properties"], **found}
+
+        assert plain_letters.message(letters.write(of(turned)), TAG) is None
+        assert sent(of(turned))["headers"]["argsrepr"] == f"({tag!r},)"
+
     @pytest.mark.parametrize("text", ['"headers": {', '{"x-redrive": 9}', TAG])
     def test_what_looks_like_a_header_in_an_argument_is_none(self, text):
         """Argument values are shown in headers; nothing in them is taken for one."""

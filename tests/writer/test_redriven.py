@@ -163,6 +163,33 @@ def test_what_may_not_be_sent_stays_and_is_told(broker, redis):
         assert words in outcome.reason
 
 
+def test_a_plain_letter_is_refused_like_any_other(broker, redis, monkeypatch):
+    """Of which nothing else is special: its id is revoked, or it ended the process that ran it."""
+    some = buried(redis, 3)
+    bury(redis, letter(cause="worker-lost"))
+    monkeypatch.setattr(redriven._Redriving, "_revoked", (frozenset({some[1]}), 0))
+
+    outcome = redrive(broker, 4)
+
+    assert ids(redis) == [some[0], some[2]]
+    assert "1 stays: Its id is revoked" in outcome.reason
+    assert "1 stays: It ended the process that ran it" in outcome.reason
+
+
+def test_what_stays_in_every_window_is_no_change_of_the_list(broker, redis, monkeypatch):
+    """What the server alone knows of is passed over, and what lies behind it is asked for anew."""
+    monkeypatch.setattr(redriven, "_BATCH", 20)
+    some = buried(redis, 600)
+    for task_id in some[::7]:
+        redis.set(KEYS.result(task_id), json.dumps({"status": "SUCCESS"}))
+
+    outcome = redrive(broker, 600)
+
+    assert outcome.status == "applied"
+    assert ids(redis) == [task_id for n, task_id in enumerate(some) if n % 7]
+    assert dead(redis) == some[::7]
+
+
 def test_nothing_that_may_be_sent_is_no_success(broker, redis):
     """It is skipped, with the reason."""
     bury(redis, b"1", b"2")
@@ -212,6 +239,21 @@ def test_what_has_run_is_known_wherever_results_are(server, redis, archive, engi
     assert archive
     assert ids(redis) == [some[1]]
     assert "1 stays: Its result says SUCCESS" in outcome.reason
+
+
+def test_nothing_of_ours_is_written_where_results_are(server, redis, archive):
+    """Journal, audit and what is kept stand with the messages, and come back from there."""
+    broker = connect(servers.target(server, result_backend=server.url.rsplit("/", 1)[0] + "/5"))
+    some = buried(redis, 60)
+    broker.results.set(KEYS.result(some[0]), json.dumps({"status": "SUCCESS"}))
+
+    redrive(broker, 60)
+    found = broker.results.keys()
+    undone(broker, run_id())
+    broker.results.flushdb()
+
+    assert found == [KEYS.result(some[0]).encode()]
+    assert sorted(dead(redis)) == sorted(some)
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +376,37 @@ def test_two_runs_at_once_send_each_letter_once(broker, redis):
 
     popped = [letters.read(raw).task_id for raw in taken]
     assert sorted([*ids(redis), *popped, *dead(redis)]) == sorted(some)
+
+
+@pytest.mark.parametrize("at", ["first", "last", "within"])
+def test_a_window_that_is_not_as_it_was_seen_is_not_sent(broker, redis, at):
+    """Somebody takes one letter of it right before: it is looked at again, and each other one is sent once."""
+    some, times = buried(redis, 40), iter(range(9))
+    gone = some[{"first": 0, "last": 39, "within": 20}[at]]
+    (entry,) = [raw for raw in redis.lrange(DEAD, 0, -1) if letters.read(raw).task_id == gone]
+
+    def what():
+        if next(times) == 0:
+            redis.lrem(DEAD, 1, entry)
+
+    redrive(meddled(broker, what), 40)
+
+    assert ids(redis) == [each for each in some if each != gone]
+    assert dead(redis) == []
+
+
+def test_a_list_that_never_holds_still_is_left_alone_some_day(broker, redis):
+    """Somebody pops, whatever is tried: it is said, and nothing was sent that was not there."""
+    buried(redis, 200)
+
+    outcome = redrive(meddled(broker, lambda: redis.rpop(DEAD)), 200)
+
+    assert (outcome.status, outcome.reason) == (
+        "failed",
+        "0 letters were sent again. The list keeps changing; run it again.",
+    )
+    assert ids(redis) == []
+    assert redis.llen(DEAD) > 100
 
 
 def test_a_window_that_was_put_on_record_and_not_sent_is_told_so(broker, redis, archive):
