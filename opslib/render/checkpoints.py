@@ -8,7 +8,7 @@ from datetime import datetime
 from opslib.durations import spell
 from opslib.facts import Checkpoint, Resumable
 from opslib.render import whereabouts, words
-from opslib.render.grid import Column, Table
+from opslib.render.grid import Cell, Column, Table
 
 
 def show(seen: Resumable) -> list[object]:
@@ -26,8 +26,7 @@ def states(rows: Sequence[Checkpoint], taken_at: datetime | None = None) -> Tabl
     return Table(
         title="Saved states",
         columns=(
-            Column("Task", "code"),
-            Column("State", "code"),
+            Column("Task and key", "code"),
             Column("Progress", "number"),
             Column("Results", "number"),
             Column("Saved", "number"),
@@ -37,8 +36,7 @@ def states(rows: Sequence[Checkpoint], taken_at: datetime | None = None) -> Tabl
         ),
         rows=[
             (
-                " ".join(words.shown(each) for each in (row.task, row.task_id) if each),
-                words.shown(row.key),
+                Cell(" ".join(words.shown(each) for each in (row.task, row.task_id) if each), words.shown(row.key)),
                 "" if row.progress is None else f"{row.progress:.0%}",
                 row.results,
                 _saved(row, taken_at),
@@ -49,6 +47,7 @@ def states(rows: Sequence[Checkpoint], taken_at: datetime | None = None) -> Tabl
             for row in rows
         ],
         empty="No state is saved.",
+        stack=True,
     )
 
 

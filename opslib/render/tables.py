@@ -278,15 +278,13 @@ def coverage(rows: Sequence[Coverage | Row]) -> Table:
             Column("View", "state"),
             Column("Seen", "number"),
             Column("Not seen", "number"),
-            Column("Note"),
         ),
         rows=[
             (
-                row.get("place"),
+                Cell(row.get("place"), row.get("note") or ""),
                 "partly" if row.get("silent") else "whole",
                 row.get("seen"),
                 row.get("silent"),
-                row.get("note"),
             )
             for row in ranked
         ],
