@@ -1,0 +1,119 @@
+"""Queues, the unacked hash and the nodes → the ids of all tasks that can still be run or run, in little memory."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from opslib.collectors import keyspace, looks, queues, unacked, workers
+from opslib.envelope import Head, head, peek
+from opslib.facts import Coverage
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+
+#: Places in which a task could still be, so that one that was not wholly seen leaves everything open.
+_PLACES = frozenset({"keyspace", "waiting", "unacked", "workers", "set aside"})
+_MOST_MESSAGES = 20_000_000
+_MOST_KEYS = 100_000_000
+#: The ids are kept in so many parts, by their marks.
+_PARTS = 256
+
+
+@dataclass(kw_only=True)
+class Circulation:
+    """
+    Which tasks are in circulation.
+
+    Attributes:
+        unseen: Why nobody can say of any other task that it is over, a sentence each; empty if that was seen.
+    """
+
+    coverage: tuple[Coverage, ...] = ()
+    unseen: tuple[str, ...] = ()
+    _marks: list[array[int]] = field(default_factory=list, repr=False)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._marks))
+
+    def __contains__(self, task_id: str) -> bool:
+        """Whether a task can still be run. Two ids of one mark are one in 10**19, and then one result stays."""
+        mark = _mark(task_id)
+        part = self._marks[mark % _PARTS] if self._marks else ()
+        at = bisect_left(part, mark)
+        return at < len(part) and part[at] == mark
+
+
+def read(broker: Broker, *, timeout_s: float, max_messages: int = _MOST_MESSAGES) -> Circulation:
+    """
+    Look everywhere, in the order in which a task moves: waiting lists, what is unacknowledged, and the nodes.
+
+    One that moves on meanwhile is met again further on; one that ends meanwhile has just written its result anew.
+
+    Args:
+        broker: The deployment's own, wherever its results are.
+
+    Raises:
+        redis.exceptions.RedisError: If the server stops answering on the way.
+    """
+    found, keys_coverage = keyspace.read(broker, max_keys=_MOST_KEYS, keep_results=False)
+    nodes, _, _, _ = workers.read(broker, timeout_s=timeout_s)
+    names, not_queues = looks.queue_names(broker, found, nodes)
+    listings, strange = queues.lists(broker, names)
+    marks = [array("Q") for _ in range(_PARTS)]
+
+    def note(task_id: str) -> None:
+        mark = _mark(task_id)
+        marks[mark % _PARTS].append(mark)
+
+    read_ = unread = 0
+    for listing in listings:
+        room = max(0, max_messages - read_)
+        unread += max(0, listing.length - room)
+        for _, raw in queues.stream(broker, listing, limit=room):
+            read_ += 1
+            message = peek(raw)
+            if message is not None:
+                note(str(message.headers.id))
+            elif isinstance(odd := head(raw), Head):
+                note(odd.task_id)
+    delivered, _, unacked_coverage = unacked.read(broker, found.bindings, max_messages=max_messages)
+    for row in delivered:
+        note(row.task_id)
+    _, held, receivers, workers_coverage = workers.read(broker, timeout_s=timeout_s, remembered=found.remembered)
+    for task in held:
+        note(task.task_id)
+    coverage = (
+        keys_coverage,
+        workers_coverage,
+        queues.coverage(read_, unread, strange, not_queues),
+        unacked_coverage,
+        *keyspace.set_aside(broker, found),
+    )
+    for n, part in enumerate(marks):  # a part at a time: what sorts them holds each as an object
+        marks[n] = array("Q", sorted(set(part)))
+    return Circulation(coverage=coverage, unseen=_unseen(broker, coverage, receivers), _marks=marks)
+
+
+def _unseen(broker: Broker, coverage: Iterable[Coverage], receivers: int) -> tuple[str, ...]:
+    from opslib.collectors import server
+
+    said = [
+        f"{row.place}: {row.note or f'{row.silent:,} not seen.'}"
+        for row in coverage
+        if row.silent and row.place in _PLACES
+    ]
+    if not receivers:
+        consumers = server.read(broker)[0].consumers
+        if consumers != 0:
+            who = "nobody can say whether connections consume" if consumers is None else "connections consume"
+            said.append(f"workers: no node listens to control messages, and {who}.")
+    return tuple(dict.fromkeys(said))
+
+
+def _mark(task_id: str) -> int:
+    return int.from_bytes(blake2b(task_id.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
