@@ -1,0 +1,385 @@
+"""The result backend, and what else Celery stores → how much of it there is, by state, task, age and life."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import TYPE_CHECKING, cast
+
+from opslib import aging, refusals
+from opslib.collectors import circulation, keyspace, looks, pages
+from opslib.collectors.circulation import Circulation
+from opslib.durations import seconds
+from opslib.facts import Coverage, Leftover, Stored, StoredGroup
+from opslib.facts.stored import AGES, ASIDE, HELD, KEPT, OPAQUE, PAST, UNDATED, UNKNOWN_AGE
+from opslib.keys import key_name, raw_name
+from opslib.retention import Retention, rule_of
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from opslib.broker import Broker
+    from opslib.collectors.pages import Value
+
+#: Idle for so long, a reply has nobody who waits for it: a control client gives up after seconds.
+IDLE = "15m"
+_MAX_KEYS = 100_000_000
+#: Names and states that are told apart; whoever names each task anew must not fill this machine's memory.
+_MOST_KINDS, _MOST_STATES = 500, 50
+OTHERS = "(others)"
+#: Other keys whose names are held until they are looked at together.
+_AT_ONCE = 1_000
+_BOUNDS = [most for most, _ in AGES]
+_NAMES = [name for _, name in AGES]
+_REPLY_TAIL = b".reply.celery.pidbox"
+_NOT_REDIS = "The result backend is not Redis, so results were not looked at."
+
+
+@dataclass(slots=True)
+class _Kind:
+    """
+    Results of one state and one task.
+
+    Attributes:
+        asked: Whether a person asks about these.
+
+        cells: How many, and what they weigh, by the number of their age, whether they last, and their standing.
+    """
+
+    state: str
+    task: str
+    rule: int
+    keep_s: float
+    asked: bool
+    opaque: bool
+    cells: dict[tuple[int, bool, str], list[int]] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _Count:
+    """What a pass over a database has met so far."""
+
+    retention: Retention
+    now: float
+    held: Circulation | None
+    _kinds: dict[tuple[str, str], _Kind] = field(default_factory=dict)
+    _tasks: set[str] = field(default_factory=set)
+    _states: set[str] = field(default_factory=set)
+    _shortest_s: float = inf
+    _longest_s: float = -inf
+
+    def note(self, page: Sequence[Value], start: int) -> None:
+        now, held, kinds, expires_after_s = self.now, self.held, self._kinds, self.retention.expires_after_s
+        for value in page:
+            brief, life_s = value.brief, value.life_s
+            written_at = brief.written_at
+            kind = kinds.get((brief.state, brief.task)) or self._kind(brief.state, brief.task)
+            if written_at is None:
+                written_at = aging.by_life(brief, life_s, expires_after_s, now)
+            elif life_s is not None:
+                given_s = life_s + now - written_at
+                self._shortest_s = min(self._shortest_s, given_s)
+                self._longest_s = max(self._longest_s, given_s)
+            age_s = None if written_at is None else max(0.0, now - written_at)
+            if kind.opaque:
+                standing = OPAQUE
+            elif held is not None and key_name(value.key[start:]) in held:
+                standing = HELD
+            elif not kind.asked:
+                standing = ASIDE
+            elif age_s is None:
+                standing = UNDATED
+            else:
+                standing = PAST if age_s >= kind.keep_s else KEPT
+            of = (-1 if age_s is None else bisect_right(_BOUNDS, age_s), life_s is None, standing)
+            cell = kind.cells.get(of)
+            if cell is None:
+                cell = kind.cells[of] = [0, 0]
+            cell[0] += 1
+            cell[1] += value.size_bytes
+
+    def _kind(self, state: str, task: str) -> _Kind:
+        """Return where such results are counted; beyond so many of them, no more are told apart."""
+        rules = self.retention.rules
+        rule = rule_of(rules, task)
+        asked = self.retention.past(0.0)[rule].named(task)
+        asked = asked and (not self.retention.states or state in self.retention.states)
+        if len(self._kinds) < _MOST_KINDS or state == aging.UNREADABLE:
+            self._states.add(state)
+            self._tasks.add(task)
+            of = (state, task)
+        else:
+            of = (state if state in self._states and len(self._states) <= _MOST_STATES else OTHERS, OTHERS)
+            of = (of[0], f"{OTHERS}{rule}{asked}")
+        if of not in self._kinds:
+            self._kinds[of] = _Kind(
+                of[0],
+                OTHERS if of[1].startswith(OTHERS) else task,
+                rule,
+                rules[rule].keep_s,
+                asked,
+                state == aging.UNREADABLE,
+            )
+        return self._kinds[of]
+
+    @property
+    def seen(self) -> int:
+        return sum(cell[0] for kind in self._kinds.values() for cell in kind.cells.values())
+
+    @property
+    def opaque(self) -> int:
+        return sum(cell[0] for kind in self._kinds.values() if kind.opaque for cell in kind.cells.values())
+
+    @property
+    def lives(self) -> tuple[float, float] | None:
+        return (self._shortest_s, self._longest_s) if self._longest_s >= 0 else None
+
+    def rows(self) -> tuple[StoredGroup, ...]:
+        found = [
+            StoredGroup(
+                state=kind.state,
+                task=kind.task,
+                rule=kind.rule,
+                age=UNKNOWN_AGE if age < 0 else _NAMES[age],
+                lasting=lasting,
+                standing=standing,
+                count=count,
+                size_bytes=size,
+            )
+            for kind in self._kinds.values()
+            for (age, lasting, standing), (count, size) in kind.cells.items()
+        ]
+        return tuple(sorted(found, key=lambda row: (-row.count, row.state, row.task, row.age)))
+
+
+@dataclass(kw_only=True)
+class _Beside:
+    """
+    The names of other keys that a pass meets, sorted by whose they are, and counted a thousand at a time.
+
+    Attributes:
+        client: Of the database that the pass is over.
+
+        idle_s: Idle for so long, a reply is orphaned.
+    """
+
+    broker: Broker
+    client: Redis
+    idle_s: float = 0.0
+    strangers: int = 0
+    _names: dict[str, list[bytes]] = field(default_factory=dict)
+    _rows: dict[str, Leftover] = field(default_factory=dict)
+
+    def note(self, names: list[bytes]) -> None:
+        space = self.broker.keys
+        prefix, group, checkpoint = map(raw_name, (space.prefix, space.group(""), space.checkpoint_root))
+        for name in names:
+            if name.endswith(_REPLY_TAIL) and name.startswith(prefix):
+                if b"_kombu.binding." not in name:
+                    self._add("replies", name)
+            elif name.startswith(group):
+                self._add("groups", name)
+            elif name.startswith(checkpoint):
+                self._add("checkpoints", name)
+            elif not space.is_reserved(key_name(name)):
+                self.strangers += 1
+
+    def _add(self, kind: str, name: bytes) -> None:
+        waiting = self._names.setdefault(kind, [])
+        waiting.append(name)
+        if len(waiting) >= _AT_ONCE:
+            self._count(kind)
+
+    def _count(self, kind: str) -> None:
+        names = self._names.pop(kind, [])
+        row = self._rows.get(kind, Leftover(name=kind, count=0))
+        orphaned, size, undated = row.orphaned, row.size_bytes, row.undated
+        if kind == "replies":
+            found = list(idle_of(self.client, names))
+            orphans = [each for each in found if each.idle_s is not None and each.idle_s >= self.idle_s]
+            undated += sum(each.idle_s is None for each in found)
+            orphaned, size = orphaned + len(orphans), size + sum(each.size_bytes for each in orphans)
+        else:
+            weights = list(_lasting(self.client, names))
+            orphaned, size = orphaned + len(weights), size + sum(weights)
+        self._rows[kind] = replace(
+            row, count=row.count + len(names), orphaned=orphaned, size_bytes=size, undated=undated
+        )
+
+    @property
+    def rows(self) -> tuple[Leftover, ...]:
+        """Every kind that there is any of, counted to the end."""
+        for kind in tuple(self._names):
+            self._count(kind)
+        return tuple(self._rows[kind] for kind in ("replies", "groups", "checkpoints") if kind in self._rows)
+
+
+def stored(
+    broker: Broker,
+    retention: Retention,
+    *,
+    idle: str = IDLE,
+    answer_within: str = "1.5s",
+    max_keys: int = _MAX_KEYS,
+    only_count: bool = False,
+) -> Stored:
+    """
+    Count every result and every other key that Celery left, and find out which tasks can still be run.
+
+    Nothing is written but a reply list of the control plane, which is removed again. Memory does not grow with the
+    number of results.
+
+    Args:
+        retention: How long results are kept, and which are asked about.
+
+        idle: Idle for so long, a reply counts as orphaned; with a unit.
+
+        answer_within: How long a silent node is waited for, with a unit.
+
+        max_keys: Keys visited in each database at most; beyond that the coverage is partial.
+
+        only_count: Leave out which tasks can still be run: nothing is to be removed.
+
+    Raises:
+        BrokerUnreachable: If the server stops answering on the way.
+
+        BrokerRefused: If it refuses what every look needs.
+    """
+    timeout_s, idle_s = seconds(answer_within, "answer_within"), seconds(idle, "idle")
+    with refusals.explained(broker.target.shown_broker):
+        held = None if only_count else circulation.read(broker, timeout_s=timeout_s)
+        found, keys_coverage = keyspace.read(broker, max_keys=keyspace.STEP, keep_results=False)
+        keys_coverage = replace(keys_coverage, silent=0, note="")
+        around = looks.around(broker, found, keys_coverage, timeout_s=timeout_s)
+        count = _Count(retention=retention, now=around.taken_at.timestamp(), held=held)
+        beside = _Beside(broker=broker, client=broker.reads, idle_s=idle_s)
+        site, apart, results_coverage = _results(broker, count, beside, max_keys=max_keys)
+        leftovers = (*beside.rows, *(row for row in apart.rows if row.name == "groups")) if apart else beside.rows
+    coverage = (
+        around.coverage[0],
+        *(held.coverage if held is not None else ()),
+        results_coverage,
+        *_undated(leftovers),
+    )
+    return Stored(
+        **{name: getattr(around, name) for name in around.__dataclass_fields__ if name != "coverage"},
+        coverage=coverage,
+        groups=count.rows(),
+        site=site,
+        replies_site=broker.fingerprint,
+        result_root=broker.keys.result_root,
+        reply_root=broker.keys.reply_list(""),
+        leftovers=leftovers,
+        retention=retention,
+        idle_s=idle_s,
+        unseen=held.unseen if held is not None else ("Which tasks can still be run was not looked at.",),
+        lives_s=count.lives,
+        circulating=len(held) if held is not None else 0,
+        strangers=beside.strangers + (apart.strangers if apart else 0),
+    )
+
+
+def _results(broker: Broker, count: _Count, beside: _Beside, *, max_keys: int) -> tuple[str, _Beside | None, Coverage]:
+    """Count the results, and meet all other keys; return where results are, and what lies beside them if elsewhere."""
+    from redis.exceptions import RedisError
+
+    here = broker.reads
+    if broker.results is None:
+        for names in _names(here, max_keys):
+            beside.note(names)
+        return "", None, Coverage(place="results", seen=0, silent=1, note=_NOT_REDIS)
+    root = raw_name(broker.keys.result_root)
+    apart = None if broker.results is here else _Beside(broker=broker, client=broker.results)
+    try:
+        site = broker.elsewhere(broker.results, broker.target.result_backend or broker.target.broker_url)
+        total = site.reads.dbsize()
+        other = (apart or beside).note
+        for page in pages.walk(broker.results, root, count.now, other=other, max_keys=max_keys):
+            count.note(page, len(root))
+        if apart:
+            for names in _names(here, max_keys):
+                beside.note(names)
+    except RedisError as error:
+        note = f"It cannot be read: {str(error).rstrip('.')}."
+        return "", None, Coverage(place="results", seen=count.seen, silent=1, note=note)
+    seen, opaque = count.seen, count.opaque
+    left = max(0, total - max_keys)
+    notes = [f"{left:,} keys were not looked at; max_keys allows no more."] if left else []
+    notes += [f"{opaque:,} are no JSON of Celery's (compressed, pickled), and are left alone."] if opaque else []
+    return site.fingerprint, apart, Coverage(place="results", seen=seen, silent=left, note=" ".join(notes))
+
+
+def _names(client: Redis, max_keys: int) -> Iterator[list[bytes]]:
+    cursor, visited = 0, 0
+    while True:
+        cursor, names = cast("tuple[int, list[bytes]]", client.scan(cursor, count=pages.STEP))
+        visited += len(names)
+        yield names
+        if cursor == 0 or visited >= max_keys:
+            return
+
+
+def _undated(rows: Sequence[Leftover]) -> list[Coverage]:
+    """Return a row of coverage for replies of which the server does not say how long they have been idle."""
+    note = "The server does not say how long {:,} replies have been idle: they are left alone."
+    return [
+        Coverage(place="replies", seen=row.count, silent=row.undated, note=note.format(row.undated))
+        for row in rows
+        if row.undated
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """
+    How long a list of replies has been idle.
+
+    Attributes:
+        idle_s: None where the server does not say: it evicts by how often keys are used, and keeps no time.
+    """
+
+    key: bytes
+    idle_s: float | None
+    size_bytes: int
+
+
+def idle_of(client: Redis, names: Sequence[bytes]) -> Iterator[Idle]:
+    """Yield how long lists have been idle; neither this question nor that for their size counts as use. No others."""
+    for start in range(0, len(names), pages.STEP):
+        page = names[start : start + pages.STEP]
+        with client.pipeline(transaction=False) as pipe:
+            for name in page:
+                pipe.type(name)
+                pipe.object("idletime", name)
+                pipe.memory_usage(name, samples=5)
+            replies = pipe.execute(raise_on_error=False)
+        for name, kind, idle, size in zip(page, replies[::3], replies[1::3], replies[2::3], strict=True):
+            if kind == b"list":
+                known = float(idle) if isinstance(idle, int) else None
+                yield Idle(name, known, size if isinstance(size, int) else 0)
+
+
+def reply_names(broker: Broker) -> Iterator[list[bytes]]:
+    """Yield the names of all lists of replies, step by step."""
+    prefix = raw_name(broker.keys.prefix)
+    for names in _names(broker.reads, _MAX_KEYS):
+        ours = [name for name in names if name.endswith(_REPLY_TAIL) and name.startswith(prefix)]
+        ours = [name for name in ours if b"_kombu.binding." not in name]
+        if ours:
+            yield ours
+
+
+def _lasting(client: Redis, names: Sequence[bytes]) -> Iterator[int]:
+    """Yield what each of those keys weighs that never expires."""
+    for start in range(0, len(names), pages.STEP):
+        page = names[start : start + pages.STEP]
+        with client.pipeline(transaction=False) as pipe:
+            for each in page:
+                pipe.pttl(each)
+                pipe.memory_usage(each, samples=5)
+            replies = pipe.execute(raise_on_error=False)
+        for life, size in zip(replies[::2], replies[1::2], strict=True):
+            if life == -1:
+                yield size if isinstance(size, int) else 0
