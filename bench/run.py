@@ -158,6 +158,14 @@ def redrive(letters: int = 100_000, by_hand: int = 5_000, rounds: int = 3) -> No
 
 
 @app.command()
+def results(count: int = 1_000_000, rounds: int = 3) -> None:
+    """Count and age a million stored results, against a bare SCAN; memory, and what other clients notice."""
+    import results as measured
+
+    _judge(met=measured.measure(count, rounds))
+
+
+@app.command()
 def safety(messages: int = 1_000_000) -> None:
     """What changes of a large queue cost everybody else, and how safe they are, as a table (docs/safety.md)."""
     import safety as measured
@@ -177,6 +185,7 @@ def everything() -> None:
     live()
     million()
     redrive()
+    results()
 
 
 def _compare(

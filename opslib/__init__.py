@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from opslib.broker import connect
     from opslib.collectors import collect
+    from opslib.collectors.backup import saves
+    from opslib.collectors.beat import schedule
+    from opslib.collectors.care import checkup
     from opslib.collectors.checkpoints import resumable
     from opslib.collectors.find import find
+    from opslib.collectors.stored import stored
     from opslib.records import record
     from opslib.render.charts import ages
     from opslib.render.depths import depths, forecast
@@ -22,14 +26,17 @@ if TYPE_CHECKING:
     from opslib.render.failures import failures
     from opslib.render.frames import frame
     from opslib.render.retries import retries
+    from opslib.render.stored import freed, results_by_age
     from opslib.render.whereabouts import answers, in_words
     from opslib.writer import apply
+    from opslib.writer.rehearsed import rehearse
 
 __version__ = "0.1.0"
 __all__ = [
     "ages",
     "answers",
     "apply",
+    "checkup",
     "collect",
     "connect",
     "depths",
@@ -37,17 +44,24 @@ __all__ = [
     "find",
     "forecast",
     "frame",
+    "freed",
     "in_words",
     "record",
+    "rehearse",
+    "results_by_age",
     "resumable",
     "retries",
+    "saves",
+    "schedule",
     "show",
+    "stored",
 ]
 
 _HOMES = {
     "ages": "opslib.render.charts",
     "answers": "opslib.render.whereabouts",
     "apply": "opslib.writer",
+    "checkup": "opslib.collectors.care",
     "collect": "opslib.collectors",
     "connect": "opslib.broker",
     "depths": "opslib.render.depths",
@@ -55,11 +69,17 @@ _HOMES = {
     "find": "opslib.collectors.find",
     "forecast": "opslib.render.depths",
     "frame": "opslib.render.frames",
+    "freed": "opslib.render.stored",
     "in_words": "opslib.render.whereabouts",
     "record": "opslib.records",
+    "results_by_age": "opslib.render.stored",
+    "rehearse": "opslib.writer.rehearsed",
     "resumable": "opslib.collectors.checkpoints",
     "retries": "opslib.render.retries",
+    "saves": "opslib.collectors.backup",
+    "schedule": "opslib.collectors.beat",
     "show": "opslib.render.display",
+    "stored": "opslib.collectors.stored",
 }
 
 

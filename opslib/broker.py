@@ -53,6 +53,8 @@ class Broker:
         environment: What the broker's stamp says of itself (`ops config stamp`); empty if it has none that can be read.
 
         clock_offset_s: How far the server's clock is ahead of this machine's; negative if it is behind.
+
+        home: Where this is another database of a deployment: its broker, whose nodes run the tasks.
     """
 
     target: Target
@@ -63,6 +65,7 @@ class Broker:
     apps: Mapping[str, Redis] = field(default_factory=dict, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     clock_offset_s: float = 0.0
+    home: Broker | None = field(default=None, repr=False)
 
     @cached_property
     def writes(self) -> Redis:
@@ -109,6 +112,7 @@ class Broker:
             reads=client,
             keys=Keyspace(database=database, result_prefix=self.keys.result_prefix),
             information=information,
+            home=self.home or self,
         )
 
     @property

@@ -26,11 +26,13 @@ Look = Callable[["Broker", Sequence["Outcome"]], "tuple[Snapshot, list[Finding]]
 #: The judgement that fits any deployment; and the runbooks whose own needs no more than a look at everything, or at all
 #: dead letters.
 _JUDGE, _DEAD = "stuck-tasks", "dlq-triage"
-_JUDGES = {_JUDGE, "queue-backlog", "retry-storm", _DEAD}
+_JUDGES = {_JUDGE, "emergency-reset", "queue-backlog", "retry-storm", _DEAD}
 #: The one whose judgement is of the tasks that its plan names.
 _STOP = "stop-task"
 #: The one that makes others of them.
 _RESUME = "resume-task"
+#: The one whose judgement is of how a server saves.
+_BACKUP = "redis-backup"
 
 
 def run(
@@ -105,6 +107,8 @@ def _judging(runbook: str, plan: Plan) -> Look:
         return _at_stopped([action.subject for action in plan])
     if runbook == _RESUME:
         return _at_resumed(plan)
+    if runbook == _BACKUP:
+        return _at_saves
     name = runbook if runbook in _JUDGES else _JUDGE
     module = import_module(f"opslib.symptoms.{name.replace('-', '_')}")
 
@@ -141,6 +145,15 @@ def _at_resumed(plan: Plan) -> Look:
         return seen, resume_task.diagnose(seen, outcomes=outcomes)
 
     return look
+
+
+def _at_saves(broker: Broker, outcomes: Sequence[Outcome]) -> tuple[Snapshot, list[Finding]]:
+    """Look at how the server saves."""
+    from opslib.collectors.backup import saves
+    from opslib.symptoms import redis_backup
+
+    seen = saves(broker)
+    return seen, redis_backup.diagnose(seen, redis_backup.Thresholds(), outcomes=outcomes)
 
 
 def saved(root: Path, run_id: str) -> tuple[Plan, RunRecord]:

@@ -263,6 +263,37 @@ class Keyspace:
         return f"{self.prefix}{OWN}run:{run_id}:m"
 
 
+@dataclass(frozen=True, slots=True)
+class RedBeat:
+    """
+    The keys of celery-redbeat, which takes no prefix but its own.
+
+    Attributes:
+        prefix: Its setting `redbeat_key_prefix`.
+    """
+
+    prefix: str = "redbeat:"
+
+    @property
+    def schedule(self) -> str:
+        """Sorted set: keys of the entries, by the epoch second at which each is due; below 0 for never."""
+        return f"{self.prefix}:schedule"
+
+    @property
+    def lock(self) -> str:
+        """String: a token of the beat that serves the schedule; it renews it each time that it looks."""
+        return f"{self.prefix}:lock"
+
+    @property
+    def statics(self) -> str:
+        """Set: names of the entries that beat has written from the application's configuration."""
+        return f"{self.prefix}:statics"
+
+    def entry(self, name: str) -> str:
+        """Hash: `definition` and `meta`, JSON both."""
+        return f"{self.prefix}{name}"
+
+
 def destinations(bindings: Mapping[str, Sequence[Binding]], exchange: str, routing_key: str) -> tuple[str, ...]:
     """
     Return the queues that a message with this exchange and routing key belongs to.

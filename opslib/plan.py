@@ -16,7 +16,7 @@ import msgspec
 
 from opslib import __version__, redact
 from opslib.errors import PlanTooLarge, Refused
-from opslib.selection import DeadSelection, Selection
+from opslib.selection import DeadSelection, ResultSelection, Selection
 
 SCHEMA_VERSION = 1
 #: What was judged longer ago than this is looked at again before it is acted upon.
@@ -61,11 +61,22 @@ class Kind(StrEnum):
 
         HANDOVER: Give a task's saved state to the task that goes on with its work, and link the two.
 
+        SWITCH: Have beat leave an entry of its schedule out, or send it again.
+
         GROW: Add processes or threads to a node's pool.
 
         SHRINK: Take some away from it.
 
         LIMIT: Set a task's rate limit on every node.
+
+        AWAIT: A gate: wait until a condition is true, at most so long. It changes nothing; if it is not met, nothing
+            that comes after it in the plan is done.
+
+        SHUTDOWN: Ask a node to end once its tasks have ended.
+
+        CANARY: Publish a task of Celery's own that does nothing, and see it run.
+
+        SAVE: Have the server save its data in the background, and wait until it has; of the data, it changes nothing.
 
         DROP: Remove a quarantine list for good, after its messages are in the run's vault.
 
@@ -87,9 +98,14 @@ class Kind(StrEnum):
     SEND = "send"
     REDRIVE = "redrive"
     HANDOVER = "handover"
+    SWITCH = "switch"
     GROW = "grow"
     SHRINK = "shrink"
     LIMIT = "limit"
+    AWAIT = "await"
+    SHUTDOWN = "shutdown"
+    CANARY = "canary"
+    SAVE = "save"
     DROP = "drop"
     UNDO = "undo"
 
@@ -100,7 +116,8 @@ class Copy:
     One message, list or key that an action is about, as it was observed; applied only if it still is so.
 
     Attributes:
-        place: "waiting", "unacked" or "index" for one message; "list" for all that a list holds; "key" for a key.
+        place: "waiting", "unacked" or "index" for one message; "list" for all that a list holds; "key" for a key;
+            "results" or "replies" for those keys that a filter means; "held" for all that nodes hold of a queue.
 
         key: List that holds it, the unacked hash, or the key itself.
 
@@ -162,6 +179,49 @@ class Redrive:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """
+    What has to be true before a plan goes on.
+
+    Attributes:
+        until: A key of `CONDITIONS`.
+
+        queues: Queues that it is about; where it is about what nodes hold, "" stands for no known queue.
+
+        nodes: Nodes that it is about; empty for all.
+
+        task: Glob of the tasks' names that it is about.
+
+        within_s: So long at most.
+
+        silent: Nodes that stayed silent when the plan was made: of these nobody can tell.
+
+        hidden: Connections that consumed then and belong to nobody who listens: nor of these.
+    """
+
+    until: str
+    queues: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    task: str = "*"
+    within_s: float = 60.0
+    silent: int = 0
+    hidden: int = 0
+
+
+#: Conditions of gates, each as a sentence says it.
+CONDITIONS = {
+    "paused": "no node consumes {queues}",
+    "idle": "nothing of {queues} runs",
+    "drained": "nothing runs on {nodes}, and nothing is about to",
+    "gone": "each of {nodes} is gone",
+    "cleared": "nothing of {queues} is unacknowledged",
+    "consumed": "each of {nodes} consumes {queues}",
+    "served": "somebody consumes each of {queues}",
+    "ran": "a canary has run through {queues}",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Action:
     """
     One intended change.
@@ -188,9 +248,16 @@ class Action:
 
         redrive: How they are sent again.
 
+        results: Which stored results, or other keys of Celery's, are meant; None for what is not about those.
+
         message: Bytes to publish, as text.
 
         ttl_s: Seconds that a key shall live from now on; None for no change.
+
+        step: Step of a plan that is carried out step by step, in the order in which it stands; empty where the kinds
+            decide the order.
+
+        gate: What is waited for.
 
         why: Code of the finding that asks for it; empty where a person asked by name.
 
@@ -209,8 +276,11 @@ class Action:
     only: Selection | None = None
     letters: DeadSelection | None = None
     redrive: Redrive | None = None
+    results: ResultSelection | None = None
     message: str = ""
     ttl_s: float | None = None
+    step: str = ""
+    gate: Gate | None = None
     effect: str = ""
     id: int = 0
 

@@ -20,10 +20,10 @@ from opslib import redact
 from opslib.errors import Exit
 from opslib.facts import Whereabouts
 from opslib.findings import Finding, Severity, Verdict, counted, verdict, worst_first
-from opslib.plan import Status
+from opslib.plan import Kind, Status
 
 if TYPE_CHECKING:
-    from opslib.facts import Snapshot
+    from opslib.facts import Area, Snapshot
     from opslib.plan import Outcome, Plan
 
 SCHEMA_VERSION = 1
@@ -66,6 +66,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
 
         said: The answer that a run was made for, in its own words; empty where its findings are the answer.
 
+        areas: Each part of the deployment in a word and a figure; empty where the runbook looks at one part alone.
+
         error: Type, message and hint of what stopped the run; None for a run that ended.
     """
 
@@ -89,6 +91,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     report: str = ""
     scope: str = "deployment"
     said: str = ""
+    areas: list[dict[str, object]] = []
     error: dict[str, str] | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -144,6 +147,7 @@ def record(
     dry_run: bool = True,
     scope: str = "",
     said: str = "",
+    areas: Sequence[Area] = (),
     written: bool = True,
 ) -> RunRecord:
     """
@@ -159,6 +163,8 @@ def record(
         said: As RunRecord has it.
 
         scope: As RunRecord has it; where it is not said, what the view is of.
+
+        areas: As RunRecord has it.
 
         written: False leaves the writing to the caller: where no disk takes a record, it can still be told.
     """
@@ -191,6 +197,7 @@ def record(
         report=ctx.report,
         scope=scope,
         said=redact.plain(said),
+        areas=[asdict(row) for row in areas],
     )
     if written:
         write(result, ctx.record)
@@ -290,10 +297,12 @@ def headline(run: RunRecord) -> str:
     if run.said:
         return run.said
     actions = run.plan.get("actions")
-    planned = len(actions) if isinstance(actions, list) else 0
+    gates = {row.get("id") for row in actions if row.get("kind") == Kind.AWAIT} if isinstance(actions, list) else set()
+    planned = len(actions) - len(gates) if isinstance(actions, list) else 0
     left = counted(str(row["code"]) for row in run.remaining) if run.scope != "change" else ""
     if not run.dry_run and planned:
-        applied = sum(1 for outcome in run.outcomes if outcome["status"] == Status.APPLIED)
+        made_of = [outcome for outcome in run.outcomes if outcome["action"] not in gates]  # a gate changes nothing
+        applied = sum(1 for outcome in made_of if outcome["status"] == Status.APPLIED)
         made = f"{applied:,} of {planned:,} planned change{'s' * (planned != 1)} made."
         return made if run.scope == "change" else f"{made} {f'Left: {left}' if left else 'Nothing is left to do'}."
     would = f"{planned:,} change{'s' * (planned != 1)} would be made; nothing was changed." if planned else ""

@@ -69,6 +69,11 @@ def reprioritised(raw: bytes, priority: int) -> bytes:
     return json.dumps(value, allow_nan=False).encode()
 
 
+def id_for(subject: str, at: str) -> str:
+    """Return the id of a task that is sent for something that was seen at an instant: the same one for the same."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{subject}@{at}"))
+
+
 def fresh(
     task: str,
     args: Sequence[object],
@@ -78,12 +83,15 @@ def fresh(
     queue: str,
     priority: int = 0,
     eta: str | None = None,
+    expires: str | None = None,
 ) -> bytes:
     """
     Return a new message of protocol 2, as Celery 5.7 publishes it by the default exchange (facts §1.3).
 
     Args:
         eta: Instant before which it is not run, in ISO 8601 with an offset; None for at once.
+
+        expires: Instant after which it is not run, in the same form; None for never.
 
     Raises:
         ValueError: If an argument is not JSON.
@@ -95,7 +103,7 @@ def fresh(
         "id": task_id,
         "shadow": None,
         "eta": eta,
-        "expires": None,
+        "expires": expires,
         "group": None,
         "group_index": None,
         "retries": 0,

@@ -1,4 +1,4 @@
-"""A filter in a person's words → whether it means a message or a dead letter."""
+"""A filter in a person's words → whether it means a message, a dead letter or a stored result."""
 
 from __future__ import annotations
 
@@ -170,4 +170,88 @@ class DeadSelection:
             said += [f"failed {how} than {spell(max(0.0, now - at))} ago"] if at is not None and now is not None else []
         said += [f"{len(self.ids)} by id"] if self.ids else []
         said += [f"at most {self.limit:,}"] if self.limit else []
+        return ", ".join(said)
+
+
+class ResultMeant(Protocol):
+    """What a filter of stored results looks at."""
+
+    @property
+    def state(self) -> str:
+        """As Celery spells it, also one of the application's own."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task; empty if the result does not say."""
+
+
+#: What Celery leaves in its result backend and in the broker's database, and what a filter can mean of it.
+RESULTS, REPLIES = "results", "replies"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultSelection:
+    """
+    Which stored keys are meant: those for which every condition holds.
+
+    Attributes:
+        what: RESULTS of tasks, or REPLIES: lists in which nodes answered a control client that is gone.
+
+        rule: Glob of the retention that it is about; "*" for the default.
+
+        besides: Globs of tasks that have a retention of their own, and are not meant.
+
+        task: Glob that the task's name fits as well.
+
+        states: Any of these; empty for any that can be read.
+
+        written_by: Epoch seconds: written by then. An instant and no duration, so that a plan means the same results
+            whenever it is applied. One of which nobody knows when it was written is not meant. None for any.
+
+        keep_s: How old that was when it was asked for; says in words what the instant means.
+
+        lasting: Those that never expire, or those that do; None for both.
+
+        expires_after_s: Life that the application gives each result, which tells when an unfinished one was written;
+            0 where nobody said.
+
+        idle_s: Replies: nobody has read or written it for so long.
+    """
+
+    what: str = RESULTS
+    rule: str = "*"
+    besides: tuple[str, ...] = ()
+    task: str = "*"
+    states: tuple[str, ...] = ()
+    written_by: float | None = None
+    keep_s: float = 0.0
+    lasting: bool | None = None
+    expires_after_s: float = 0.0
+    idle_s: float = 0.0
+
+    def named(self, task: str) -> bool:
+        """Whether it means results of a task of this name."""
+        return (
+            (self.rule == "*" or fnmatchcase(task, self.rule))
+            and (self.task == "*" or fnmatchcase(task, self.task))
+            and not any(fnmatchcase(task, each) for each in self.besides)
+        )
+
+    def fits(self, result: ResultMeant, written_at: float | None, *, lasting: bool) -> bool:
+        """Whether it means this one, which can be read."""
+        return (
+            self.lasting in {None, lasting}
+            and (not self.states or result.state in self.states)
+            and (self.written_by is None or (written_at is not None and written_at <= self.written_by))
+            and self.named(result.task)
+        )
+
+    def words(self) -> str:
+        """Return it as a sentence says it: "of shop.*, older than 1 d"; empty for everything."""
+        said = [f"of {each}" for each in dict.fromkeys((self.rule, self.task)) if each.strip("*")]
+        said += [f"in state {', '.join(self.states)}"] if self.states else []
+        if self.written_by is not None:
+            said.append(f"older than {spell(self.keep_s)}" if self.keep_s else "of any age")
+        said += ["that never expire"] if self.lasting else []
+        said += [f"idle for {spell(self.idle_s)}"] if self.idle_s else []
         return ", ".join(said)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from opslib import redact, urls
+from opslib import redact, retention, sizes, urls
 from opslib.durations import seconds
 from opslib.errors import SettingsError
 from opslib.keys import RESULT, Keyspace
@@ -27,6 +27,15 @@ RESULT_NAMES = ("OPS_RESULT_BACKEND", "CELERY_RESULT_BACKEND", "RESULT_BACKEND")
 #: Variables by which applications name the databases of keys of their own; what those are, and what they are called.
 APP_KEY_NAMES = {"REDIS_PROGRESS_URL": ("progress", "progress:{task_id}"), "REDIS_LOGS_URL": ("logs", "logs:{task_id}")}
 
+#: Variables by which the old scripts said how many hours results are kept; the tasks that each is about.
+RETENTION_NAMES = {
+    "CLEANUP_RETENTION_TRANSCRIPTION": "*transcription*",
+    "CLEANUP_RETENTION_VOD_PROCESSING": "*vod_processing*",
+    "CLEANUP_RETENTION_DEFAULT": retention.DEFAULT,
+}
+
+#: What an empty threshold means.
+_UNSET = {"worker_memory": "not judged", "visibility_timeout": "as the nodes say"}
 #: What stands for a task's id in the name of a key.
 TASK_ID = "{task_id}"
 _APP_KEY_NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
@@ -53,6 +62,16 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
         dead_critical: Letters in one dead-letter list, or of one cause; so many are critical.
 
+        redis_memory: Memory that the server may use; so much is for attention.
+
+        worker_memory: Memory that a node has, its limit as a container or a service; empty where nobody said.
+
+        full_percent: Share of a limit (memory, connections) from which it counts as nearly used up.
+
+        save_after: How old the server's last snapshot may be while changes are not saved.
+
+        slow_command_ms: Milliseconds that a command may hold the server up.
+
         visibility_timeout: Only for a deployment whose nodes cannot be asked; empty means ask them.
     """
 
@@ -64,6 +83,11 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     storm_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 300
     dead_warn: Annotated[int, msgspec.Meta(ge=1)] = 10
     dead_critical: Annotated[int, msgspec.Meta(ge=1)] = 100
+    redis_memory: str = "1GB"
+    worker_memory: str = ""
+    full_percent: Annotated[int, msgspec.Meta(ge=1, le=100)] = 80
+    save_after: str = "24h"
+    slow_command_ms: Annotated[int, msgspec.Meta(ge=1)] = 100
     visibility_timeout: str = ""
 
 
@@ -121,6 +145,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
         app_keys: What the application keeps for each task, by the name that people have for it.
 
+        retention: How long results are kept, by the name or a glob of their task; "default" for the rest.
+
         origins: Where each value came from, for `ops config show`.
     """
 
@@ -135,6 +161,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     nodes: list[str] = []
     queues: list[str] = []
     app_keys: dict[str, AppKey] = {}
+    retention: dict[str, str] = {}
     thresholds: Thresholds = Thresholds()
     origins: dict[str, str] = {}
     warnings: list[str] = []
@@ -203,10 +230,12 @@ def described(target: Target) -> list[dict[str, str]]:
     for name, each in target.app_keys.items():
         shown |= {f"app_keys.{name}.url": each.shown, f"app_keys.{name}.pattern": each.pattern}
         shown |= {f"app_keys.{name}.state": "yes"} if each.state else {}
+    kept = {**target.retention, retention.DEFAULT: target.retention.get(retention.DEFAULT, retention.DEFAULT_LIFE)}
+    shown["retention"] = ", ".join(f"{task} {life}" for task, life in kept.items())
     values = {
         **shown,
         **{
-            f"thresholds.{name}": str(getattr(target.thresholds, name)) or "as the nodes say"
+            f"thresholds.{name}": str(getattr(target.thresholds, name)) or _UNSET[name]
             for name in Thresholds.__struct_fields__
         },
     }
@@ -311,12 +340,25 @@ def _from_environment(variables: _Environment, configured: list[str]) -> Target:
             app_keys[name] = {"url": url, "pattern": pattern}
             app_origins |= {f"app_keys.{name}.url": url_origin, f"app_keys.{name}.pattern": "built in"}
             app_origins["app_keys"] = "environment"
+    kept, kept_origins = _retention(variables)
     return _target(
         BY_ENVIRONMENT,
-        {"broker_url": broker, "result_backend": results, "app_keys": app_keys},
-        {"broker_url": origin, "result_backend": result_origin, **app_origins},
+        {"broker_url": broker, "result_backend": results, "app_keys": app_keys, "retention": kept},
+        {"broker_url": origin, "result_backend": result_origin, **app_origins, **kept_origins},
         warnings,
     )
+
+
+def _retention(variables: _Environment) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what variables say of how long results are kept, and which; a bare number is hours, as it always was."""
+    found: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    for variable, task in RETENTION_NAMES.items():
+        value, origin, _ = variables.first([variable])
+        if value:
+            found[task] = f"{value}h" if value.replace(".", "", 1).isdigit() else value
+            origins[f"retention.{task}"] = origin
+    return found, origins
 
 
 def _from_table(name: str, table: dict[str, Any], variables: _Environment, file: Path) -> Target:
@@ -325,6 +367,8 @@ def _from_table(name: str, table: dict[str, Any], variables: _Environment, file:
     values, origins = dict(table), dict.fromkeys(table, FILE)
     if isinstance(table.get("thresholds"), dict):
         origins.update(dict.fromkeys((f"thresholds.{key}" for key in table["thresholds"]), FILE))
+    if isinstance(table.get("retention"), dict):
+        origins.update(dict.fromkeys((f"retention.{key}" for key in table["retention"]), FILE))
     for key in ("broker_url", "result_backend"):
         if isinstance(values.get(key), str):
             where = f"{FILE}: targets.{name}.{key}"
@@ -377,16 +421,21 @@ def _secret_file(name: str, where: str, folder: Path) -> str:
 def _demo() -> Target:
     """Return the demo's target: its URL is known once it is up, its thresholds suit its short life."""
     from opslib import demo
+    from opslib.demo import notes
 
     running = demo.status()
     if running is None or not running.ready:
         raise SettingsError(
             "The demo is not running.", hint="`ops demo up` starts it; `ops run … --target demo` starts one of its own."
         )
+    beside = {"progress": notes.PROGRESS, "logs": notes.LOGS}
+    patterns = dict(APP_KEY_NAMES.values())
+    app_keys = {n: {"url": notes.beside(running.url, at), "pattern": patterns[n]} for n, at in beside.items()}
+    origins = {f"app_keys.{name}.{field}": "built in" for name in beside for field in ("url", "pattern")}
     return _target(
         DEMO,
-        {"broker_url": running.url, "thresholds": {"stuck_after": "3s"}},
-        {"broker_url": "the running demo", "thresholds.stuck_after": "built in"},
+        {"broker_url": running.url, "thresholds": {"stuck_after": "3s"}, "app_keys": app_keys},
+        {"broker_url": "the running demo", "thresholds.stuck_after": "built in", "app_keys": "built in", **origins},
         [],
     )
 
@@ -410,10 +459,15 @@ def _target(name: str, values: dict[str, Any], origins: dict[str, str], warnings
         raise SettingsError(f"Target {name}: {_explain(str(error))}", hint=_field_hint(str(error))) from None
     for label, text in (
         ("stuck_after", target.thresholds.stuck_after),
+        ("save_after", target.thresholds.save_after),
         ("visibility_timeout", target.thresholds.visibility_timeout),
     ):
         if text:
             seconds(text, label)
+    for label in ("redis_memory", "worker_memory"):
+        if text := getattr(target.thresholds, label):
+            sizes.parse(text, label)
+    retention.check(target.retention)
     for key, each in target.app_keys.items():
         _check_app_key(target, key, each)
     return target

@@ -38,6 +38,9 @@ ROOMS = {
         "refusals",
         "interrupts",
         "values",
+        "aging",
+        "retention",
+        "sizes",
     },
     "records": {"records", "folders"},
     # What an application's own workers import: of this tool, nothing but the words.
@@ -207,7 +210,7 @@ def test_only_writer_and_demo_change_redis() -> None:
 SENDERS = {
     "writer/lock.py": {"take_lock", "keep_lock", "unlock"},
     "writer/stamp.py": {"stamp"},
-    "writer/full.py": {"rename_full"},
+    "writer/full.py": {"rename_full", "drop_full"},
     "writer/stored.py": {"read_key"},
 }
 PRIMITIVE = "writer/primitive.py"

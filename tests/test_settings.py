@@ -350,6 +350,7 @@ master_name = "mymaster"
 nodes = ["w1@h", "w2@h"]
 queues = ["mail"]
 app_keys.progress = {{ pattern = "p:{{task_id}}", url = "redis://app/1" }}
+retention = {{ "mail.*" = "2d", default = "6h" }}
 thresholds = {{ stuck_after = "90m", loop_after = 3, visibility_timeout = "2h" }}
 """,
     )
@@ -366,10 +367,40 @@ thresholds = {{ stuck_after = "90m", loop_after = 3, visibility_timeout = "2h" }
         "nodes": ["w1@h", "w2@h"],
         "queues": ["mail"],
         "app_keys": {"progress": settings.AppKey(pattern="p:{task_id}", url="redis://app/1")},
+        "retention": {"mail.*": "2d", "default": "6h"},
         "thresholds": settings.Thresholds(stuck_after="90m", loop_after=3, visibility_timeout="2h"),
         "origins": {},
         "warnings": [],
     }
+
+
+# How long results are kept
+
+
+def test_variables_of_the_old_scripts_say_how_many_hours_results_are_kept(load):
+    """A bare number is hours there, as it always was; a target of the file does not take them."""
+    env = {
+        "REDIS_URL": "redis://h",
+        "CLEANUP_RETENTION_TRANSCRIPTION": "24",
+        "CLEANUP_RETENTION_VOD_PROCESSING": "2d",
+        "CLEANUP_RETENTION_DEFAULT": "12",
+    }
+
+    found = load(env=env)
+
+    assert found.retention == {"*transcription*": "24h", "*vod_processing*": "2d", "default": "12h"}
+    assert found.origins["retention.*transcription*"] == "environment: CLEANUP_RETENTION_TRANSCRIPTION"
+    assert load("prod", toml=PROD, env=env).retention == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [('"*" = "24h"', "means every task"), ('"mail.*" = "5s"', "too short"), ('"mail.*" = "24"', "no unit")],
+)
+def test_a_retention_that_would_take_everything_is_refused(load, rule, said):
+    """Before anything is looked at."""
+    with pytest.raises(SettingsError, match=said):
+        load("prod", toml=f"{PROD}retention = {{ {rule} }}\n")
 
 
 # The application's own keys

@@ -47,7 +47,7 @@ def apply(
     import dataclasses
 
     from opslib import direct, refusals, settings
-    from opslib.cli import cleanup, resume_task
+    from opslib.cli import app_keys, cleanup, resume_task
     from opslib.writer import resume as resuming
 
     form = output.form(output_form, as_json=as_json)
@@ -63,6 +63,8 @@ def apply(
         raise Refused(f"The plan of run {run_id} was applied already. Nothing was changed.", hint=hint)
     if record.runbook == cleanup.NAME:
         cleanup.refuse_unless_over(broker, plan)
+    if record.runbook == app_keys.NAME:
+        app_keys.refuse_unless_over(broker, plan)
     if record.runbook == resume_task.NAME:
         resume_task.refuse_unless_ready(broker, plan)
     plan = dataclasses.replace(plan, continues=plan.continues or run_id)  # one journal: it can be applied once
@@ -101,6 +103,9 @@ def undo(
     with refusals.explained(broker.target.shown_broker):
         plan = undoing.plan(broker, run_id)
         has_revoked = not plan and undoing.has_revoked(broker, run_id)
+        left = undoing.not_undone(broker, run_id)
+    for sentence in left:
+        output.say(f"Not undone: {sentence}")
     if has_revoked:
         output.say(
             f"Run {run_id} told nodes to drop tasks, and nothing of it is left to put back: a revoke is not undone. "
@@ -130,7 +135,7 @@ def resume(
     """
     del verbose
     from opslib import direct, refusals, settings
-    from opslib.cli import cleanup, resume_task
+    from opslib.cli import app_keys, cleanup, resume_task
     from opslib.writer import resume as resuming
 
     form = output.form(output_form, as_json=as_json)
@@ -150,6 +155,8 @@ def resume(
         return
     if record.runbook == cleanup.NAME:
         cleanup.refuse_unless_over(broker, left)
+    if record.runbook == app_keys.NAME:
+        app_keys.refuse_unless_over(broker, left)
     if record.runbook == resume_task.NAME:
         resume_task.refuse_unless_ready(broker, left)
     output.say(f"{len(plan) - len(left)} of {len(plan)} changes are made; going on with {left.summary()}.")
@@ -242,7 +249,7 @@ def count(plan: Plan) -> int:
     from opslib.plan import Kind
 
     return sum(
-        action.count if action.kind is Kind.UNDO or any(copy.place == "list" for copy in action.copies) else 1
+        action.count if action.kind is Kind.UNDO or any(copy.place in {"list", "held"} for copy in action.copies) else 1
         for action in plan
     )
 

@@ -52,12 +52,14 @@ class Found:
     complete: bool = True
 
 
-def read(broker: Broker, *, max_keys: int) -> tuple[Found, Coverage]:
+def read(broker: Broker, *, max_keys: int, keep_results: bool = True) -> tuple[Found, Coverage]:
     """
     Visit every key of the broker's database once, in steps, and sort it by its name.
 
     Args:
         max_keys: Keys after which the pass stops; the coverage then says how many were left.
+
+        keep_results: Whether the names of results are kept; without them, memory does not grow with their number.
     """
     found = Found()
     undecided: list[bytes] = []
@@ -65,7 +67,8 @@ def read(broker: Broker, *, max_keys: int) -> tuple[Found, Coverage]:
     while True:
         cursor, names = cast("tuple[int, list[bytes]]", broker.reads.scan(cursor, count=STEP))
         found.visited += len(names)
-        for name in names:
+        root = raw_name(broker.keys.result_root)
+        for name in names if keep_results else [name for name in names if not name.startswith(root)]:
             _sort(broker, name, found, undecided)
         if cursor == 0:
             break

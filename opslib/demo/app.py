@@ -12,6 +12,7 @@ from typing import Any
 from celery import Celery, Task, group
 from celery.exceptions import Reject
 
+from opslib.demo.notes import note
 from opslib.worker import capture, checkpoint
 
 app = Celery("shop", broker=os.environ["DEMO_BROKER_URL"], backend=os.environ["DEMO_BROKER_URL"])
@@ -51,10 +52,13 @@ def resize_thumbnail(image: int) -> None:
 
 @app.task(name="shop.send_receipt", bind=True, max_retries=3)
 def send_receipt(self: Task[Any, Any], order: int) -> str:
-    """Healthy: every fifth order meets a busy mail server once or twice, then goes out."""
+    """Healthy: every fifth order meets a busy mail server once or twice, then goes out, and all of that is noted."""
     time.sleep(0.02)
     if order % 5 == 0 and self.request.retries < 1 + order % 2:
+        note(str(self.request.id), 50, f"order {order}: the mail server is busy, attempt {self.request.retries + 1}")
         raise self.retry(exc=MailServerBusy("421 try again later"), countdown=1)
+    if order % 5 == 0:
+        note(str(self.request.id), 100, f"order {order}: the receipt is out")
     return f"receipt {order}"
 
 
@@ -65,16 +69,18 @@ def render_report(month: str) -> str:
     return f"report {month}"
 
 
-@app.task(name="shop.transcode_video")
-def transcode_video(video: int, length_s: float) -> str:
+@app.task(name="shop.transcode_video", bind=True)
+def transcode_video(self: Task[Any, Any], video: int, length_s: float) -> str:
     """Acknowledged when it starts, so it is lost with its worker; its result stays STARTED."""
+    note(str(self.request.id), 10, f"video {video}: the first pass begins")
     time.sleep(length_s)
     return f"video {video}"
 
 
-@app.task(name="shop.sync_inventory")
-def sync_inventory(supplier: str) -> None:
-    """Hang for ever, as one does that waits for a socket without a timeout."""
+@app.task(name="shop.sync_inventory", bind=True)
+def sync_inventory(self: Task[Any, Any], supplier: str) -> None:
+    """Hang for ever, as one does that waits for a socket without a timeout; its progress stays where it is."""
+    note(str(self.request.id), 40, f"{supplier}: asking for page 5 of 12")
     while True:
         time.sleep(1)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 3
 _NAME = "server"
+#: Where it saves when somebody tells it to; a name of its own, for whoever starts after it would load any `dump.rdb`.
+DUMP = f"{_NAME}.rdb"
 
 
 class ServerMissing(OpsError):
@@ -58,16 +60,21 @@ class Server:
 
     def client(self) -> Redis:
         """Return a client that neither repeats a command nor waits long."""
-        from redis import Redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
-        return Redis.from_url(self.url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0))
+        return client(self.url)
 
     def stop(self) -> None:
         """End it at once: it keeps nothing that a slower end would save."""
         self.process.kill()
         self.process.wait()
+
+
+def client(url: str) -> Redis:
+    """Return a client of a demo's database that neither repeats a command nor waits long."""
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0))
 
 
 def program() -> Path:
@@ -128,6 +135,7 @@ def _launch(server_program: Path, folder: Path, password: str, extra: tuple[str,
         f"port {port}",
         f"requirepass {json.dumps(password, ensure_ascii=False)}",
         'save ""',
+        f"dbfilename {DUMP}",
         "appendonly no",
         "maxmemory 256mb",
         "maxmemory-policy noeviction",

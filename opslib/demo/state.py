@@ -24,7 +24,10 @@ PROGRESS = "progress.log"
 SUPERVISOR = "supervisor"
 NODES = ("doomed", "imports", "clerk", "crowd")
 #: Everything that the demo ever writes into its folder; nothing else in there is touched.
-FILES = (STATE, f"{STATE}.new", PROGRESS, "server.log", f"{SUPERVISOR}.log", *(f"{node}.log" for node in NODES))
+FILES = (
+    *(STATE, f"{STATE}.new", PROGRESS, "server.log", "server.rdb", f"{SUPERVISOR}.log"),
+    *(f"{node}.log" for node in NODES),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from opslib import redact
-from opslib.demo import failures, faults, processes, server, state
+from opslib.demo import clock, failures, faults, leftovers, processes, server, state
 from opslib.demo.faults import CLERK, CROWD, DOOMED, IMPORTS, Stage
 from opslib.demo.processes import Child
 from opslib.demo.server import Server
@@ -111,7 +111,8 @@ class Supervisor:
         first = traffic.send_first()
         traffic.start()
         failing = failures.send(stage)  # first: some of them take their time to die
-        made = (*faults.make(stage), *failures.buried(stage, failing))
+        made = (*faults.make(stage), *failures.buried(stage, failing), *clock.stop(stage.redis))
+        made += leftovers.leave(stage.redis)
         self._until(
             "the first receipts are out", lambda: all(faults.state(client, order) == "SUCCESS" for order in first)
         )

@@ -1,6 +1,9 @@
 """What was seen, as frozen rows: one reading of a deployment, and what of it stayed unseen."""
 
-from opslib.facts.app_keys import TaskKey
+from opslib.facts.app_keys import AppValue, FoundKey, KeyScan, TaskKey
+from opslib.facts.backup import Backup, Census, Compared, Family, Kept, KeyPrint, RestoreStep, Saves, Saving
+from opslib.facts.beat import BeatLock, ScheduleEntry, Schedules, SentTwice
+from opslib.facts.care import Area, Care, NodeCare, Replica, ResultLife, ServerCare, SlowCommand, TaskCare
 from opslib.facts.checkpoints import Checkpoint, Resumable
 from opslib.facts.dead import DeadGroup, DeadLetter, DeadLetters, DeadList
 from opslib.facts.messages import (
@@ -13,8 +16,10 @@ from opslib.facts.messages import (
     WaitingMessage,
 )
 from opslib.facts.rates import Rate
+from opslib.facts.resets import DrainNode, ResetChoice
 from opslib.facts.retries import RetryingTask, TaskRetries
 from opslib.facts.snapshot import Reading, Snapshot
+from opslib.facts.stored import Leftover, Stored, StoredGroup
 from opslib.facts.system import (
     FINAL_STATES,
     Coverage,
@@ -32,27 +37,56 @@ from opslib.facts.window import Flow, TaskEvents, Window
 __all__ = [
     "FINAL_STATES",
     "UNKNOWN_TASK",
+    "AppValue",
+    "Area",
+    "Backup",
+    "BeatLock",
+    "Care",
+    "Census",
     "Checkpoint",
+    "Compared",
     "Coverage",
     "DeadGroup",
     "DeadLetter",
     "DeadLetters",
     "DeadList",
+    "DrainNode",
+    "Family",
     "Flow",
+    "FoundKey",
     "HeldTask",
+    "Kept",
+    "KeyPrint",
+    "KeyScan",
+    "Leftover",
     "ListInfo",
     "Message",
+    "NodeCare",
     "NodeInfo",
     "Quarantined",
     "QuarantinedMessage",
     "QueueInfo",
     "Rate",
     "Reading",
+    "Replica",
+    "ResetChoice",
+    "RestoreStep",
+    "ResultLife",
     "Resumable",
     "RetryingTask",
+    "Saves",
+    "Saving",
+    "ScheduleEntry",
+    "Schedules",
+    "SentTwice",
+    "ServerCare",
     "ServerInfo",
+    "SlowCommand",
     "Snapshot",
+    "Stored",
+    "StoredGroup",
     "StoredResult",
+    "TaskCare",
     "TaskEvents",
     "TaskInfo",
     "TaskKey",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from opslib.facts.care import Care
 from opslib.facts.dead import DeadLetters
 from opslib.facts.messages import UnackedMessage, UnreadableMessage, WaitingMessage
 from opslib.facts.system import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, StoredResult
@@ -55,6 +56,8 @@ class Snapshot(Reading):
 
         letters: Every dead letter; None where nobody asked for them.
 
+        care: What server and nodes say of their own health; None where nobody asked.
+
         foreign_prefixes: Key prefixes under which other Celery keys were seen.
 
         result_states: Results by state, over all that were read.
@@ -69,6 +72,7 @@ class Snapshot(Reading):
     earlier: Reading | None = None
     window: Window | None = None
     letters: DeadLetters | None = None
+    care: Care | None = None
     visibility_timeout_s: float = 3600.0
     visibility_source: str = "Celery's default"
     foreign_prefixes: tuple[str, ...] = ()

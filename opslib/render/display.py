@@ -9,20 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 from opslib import records
 from opslib.facts import (
+    Area,
+    Backup,
+    Care,
     Checkpoint,
     Coverage,
     DeadGroup,
     DeadLetter,
     DeadLetters,
     DeadList,
+    DrainNode,
     HeldTask,
     NodeInfo,
     QueueInfo,
     Rate,
+    ResetChoice,
+    RestoreStep,
     Resumable,
     RetryingTask,
+    Saves,
+    ScheduleEntry,
+    Schedules,
     ServerInfo,
     Snapshot,
+    Stored,
     StoredResult,
     TaskRetries,
     UnackedMessage,
@@ -33,7 +43,20 @@ from opslib.facts import (
 from opslib.findings import Finding
 from opslib.plan import Outcome, Plan
 from opslib.records import RunRecord
-from opslib.render import checkpoints, dead, judged, retries, tables, whereabouts
+from opslib.render import (
+    areas,
+    backups,
+    beat,
+    care,
+    checkpoints,
+    dead,
+    judged,
+    resets,
+    retries,
+    stored,
+    tables,
+    whereabouts,
+)
 from opslib.render.grid import Line
 
 if TYPE_CHECKING:
@@ -74,8 +97,15 @@ def views(thing: object, taken_at: datetime | None = None, *, held: Iterable[Hel
         if isinstance(thing, kind):
             return view(thing)
     if isinstance(thing, (list, tuple)):
-        return [_rows(thing, taken_at, held)]
+        return [*_by_step(thing), _rows(thing, taken_at, held)]
     return [_picture(thing) or thing]
+
+
+def _by_step(rows: Sequence[Any]) -> list[object]:
+    """Return what became of a plan of steps, step by step; nothing for other rows, or where nothing was begun."""
+    if not rows or not isinstance(rows[0], Outcome) or not any(o.status != "skipped" for o in rows):
+        return []
+    return [resets.became(rows)] if any(outcome.action.step for outcome in rows) else []
 
 
 def _rows(rows: Sequence[Any], taken_at: datetime | None, holders: Iterable[HeldTask] = ()) -> object:
@@ -122,10 +152,15 @@ def _display(thing: object) -> None:
 
 #: The first that fits: a Whereabouts is a Snapshot too.
 _VIEWS: dict[type, Callable[[Any], list[object]]] = {
+    Care: care.show,
+    Schedules: beat.show,
+    Saves: backups.saves,
+    Backup: backups.backup,
     Resumable: checkpoints.show,
     Whereabouts: whereabouts.show,
+    Stored: stored.show,
     Snapshot: tables.snapshot,
-    Plan: lambda thing: [judged.plan(thing)],
+    Plan: lambda thing: [*([resets.steps(thing)] if any(a.step for a in thing) else []), judged.plan(thing)],
     RunRecord: lambda thing: [judged.Card(thing)],
     ServerInfo: lambda thing: [tables.server(thing)],
     Finding: lambda thing: [judged.findings([thing])],
@@ -133,10 +168,14 @@ _VIEWS: dict[type, Callable[[Any], list[object]]] = {
 
 
 _ROW_VIEWS: dict[type, Callable[[Any], object]] = {
+    Area: areas.tiles,
     Finding: judged.findings,
     Outcome: judged.outcomes,
     QueueInfo: tables.queues,
     Rate: tables.rates,
+    ResetChoice: resets.choices,
+    DrainNode: resets.nodes,
+    RestoreStep: backups.steps,
     Checkpoint: checkpoints.states,
     RetryingTask: retries.tasks,
     TaskRetries: retries.names,
@@ -150,6 +189,7 @@ _ROW_VIEWS: dict[type, Callable[[Any], object]] = {
 
 #: Of rows that count an age from the instant of a snapshot, where one is shown beside them.
 _DATED_VIEWS: dict[type, Callable[[Any, datetime | None], object]] = {
+    ScheduleEntry: beat.entries,
     DeadList: dead.lists,
     DeadGroup: dead.groups,
     DeadLetter: dead.letters,

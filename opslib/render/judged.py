@@ -19,7 +19,9 @@ NO_FINDINGS = "No findings in what was seen."
 
 
 def findings(rows: Iterable[Finding | Row], title: str = "Findings") -> Table:
-    """Return findings, the worst first, each with its evidence and what to do."""
+    """Return findings, the worst first, each with its evidence and what to do; of several runbooks, which answers."""
+    ranked = words.worst_first(rows)
+    several = len({row.get("runbook") for row in ranked}) > 1
     return Table(
         title=title,
         columns=(
@@ -33,9 +35,9 @@ def findings(rows: Iterable[Finding | Row], title: str = "Findings") -> Table:
                 row.get("severity"),
                 Cell(row.get("message"), words.evidence(row.get("evidence"))),
                 _subject(row),
-                row.get("hint"),
+                Cell(row.get("hint"), f"→ {row['runbook']}" if several and row.get("runbook") else ""),
             )
-            for row in words.worst_first(rows)
+            for row in ranked
         ],
         empty=NO_FINDINGS,
         stack=True,
@@ -70,6 +72,7 @@ def plan(proposed: Plan | Row) -> Table:
     """Return what a plan would do."""
     content: Row = {**proposed.content(), "digest": proposed.digest} if isinstance(proposed, Plan) else proposed
     actions = [row_of(action) for action in content.get("actions") or ()]
+    stepped = any(row.get("step") for row in actions)
     bound = (
         f"{words.plural(len(actions), 'action')}: {words.kinds(actions)}. Digest {str(content.get('digest', ''))[:12]}."
     )
@@ -77,12 +80,13 @@ def plan(proposed: Plan | Row) -> Table:
         title="Plan: what would be done",
         columns=(
             Column("#", "number"),
+            *([Column("Step")] if stepped else []),
             Column("Would", "text"),
             Column("Task or subject", "code"),
             Column("From → to", "code"),
             Column("What happens"),
         ),
-        rows=[_action(row) for row in actions],
+        rows=[_action(row, stepped=stepped) for row in actions],
         caption=bound,
         empty="Nothing would be done.",
         limit=200,
@@ -90,8 +94,9 @@ def plan(proposed: Plan | Row) -> Table:
     )
 
 
-def _action(row: Row) -> tuple[object, ...]:
-    return (row.get("id"), _kind(row), _subject(row), way(row), Cell(row.get("effect"), _because(row)))
+def _action(row: Row, *, stepped: bool) -> tuple[object, ...]:
+    step = [row.get("step") or ""] if stepped else []
+    return (row.get("id"), *step, _kind(row), _subject(row), way(row), Cell(row.get("effect"), _because(row)))
 
 
 def joined(rows: Iterable[Outcome | Row], actions: Iterable[Action | Row] = ()) -> list[tuple[Row, Row]]:
@@ -107,10 +112,10 @@ def outcomes(rows: Iterable[Outcome | Row], actions: Iterable[Action | Row] = ()
     Args:
         actions: The plan's rows, for outcomes out of a record, which name their action by number.
     """
-    rank = {"failed": 0, "unverified": 0, "skipped": 1}
-    pairs = sorted(
-        joined(rows, actions), key=lambda pair: (rank.get(str(pair[0].get("status")), 2), pair[1].get("id") or 0)
-    )
+    pairs = joined(rows, actions)
+    # A plan of steps is read as it was done; of others, what went wrong comes first.
+    rank = {} if any(row.get("step") for _, row in pairs) else {"failed": 0, "unverified": 0, "skipped": 1}
+    pairs.sort(key=lambda pair: (rank.get(str(pair[0].get("status")), 2), pair[1].get("id") or 0))
     counts = Counter(str(row.get("status")) for row, _ in pairs)
     if pairs and all(str(row.get("reason")).startswith("Dry run") for row, _ in pairs):
         pairs, dry = [], f"Dry run: none of the {words.plural(len(pairs), 'planned action')} was carried out."

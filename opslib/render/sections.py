@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from opslib import catalog, redact
 from opslib.findings import CODES
-from opslib.render import judged, tables, words
+from opslib.render import areas, judged, resets, tables, words
 from opslib.render.grid import Column, Table
 from opslib.render.words import SIGNS, Row
 
@@ -174,8 +174,9 @@ def sections(run: RunRecord) -> list[Section]:
     else:
         title = "Findings so far" if run.error else "Findings"
         empty = "The run stopped before it could judge." if run.error else judged.NO_FINDINGS
-        parts = [_findings(title, _left(run), ("diagnosis",), empty=empty), *_plan(run)]
-    return [*parts, *_coverage(run)]
+        of = run.runbook if run.areas else ""
+        parts = [_findings(title, _left(run), ("diagnosis",), empty=empty, of=of), *_plan(run)]
+    return [*_glance(run), *parts, *_coverage(run)]
 
 
 def parameters(run: RunRecord, declared: Iterable[Parameter]) -> Markup:
@@ -236,16 +237,25 @@ def _findings(
     *,
     before: Sequence[Row] | None = None,
     empty: str = judged.NO_FINDINGS,
+    of: str = "",
 ) -> Section:
-    """Return findings by severity and code; those that `before` lacks are called new."""
+    """
+    Return findings by severity and code; those that `before` lacks are called new.
+
+    Args:
+        of: The runbook that looked at everything: what another one answers names it.
+    """
     ranked, old = words.worst_first(rows), None if before is None else {judged.key(row) for row in before}
-    marked = [{**row, "new": old is not None and judged.key(row) not in old} for row in ranked]
+    marked = [
+        {**row, "new": old is not None and judged.key(row) not in old, "answer": words.elsewhere(row, of)}
+        for row in ranked
+    ]
     return Section(
         id="findings",
         title=title,
         cells=cells,
         count=len(ranked),
-        groups=_grouped(marked[:MOST], ("severity", "code"), _finding_group),
+        groups=_grouped(marked[:MOST], ("severity", "code", "answer"), _finding_group),
         empty=empty,
         note=_rest(len(ranked)),
     )
@@ -260,6 +270,7 @@ def _finding_group(rows: Sequence[Row]) -> Group:
         title=_sentence(first),
         lead=words.maybe(hints.pop()) if shared else "",
         items=[_finding_item(row, hint="" if shared else str(row.get("hint") or "")) for row in rows],
+        note=f"Its runbook: {first['answer']}" if first.get("answer") else "",
     )
 
 
@@ -311,10 +322,41 @@ def _plan(run: RunRecord) -> list[Section]:
             title="What would be done" if run.dry_run else "What was planned",
             cells=("plan",),
             count=len(actions),
-            groups=_grouped(actions[:MOST], ("kind", "source", "destination", "effect", "why"), _action_group),
+            groups=_planned(actions[:MOST]),
             note=_rest(len(actions)),
         )
     ]
+
+
+def _planned(actions: Sequence[Row]) -> list[Group]:
+    """Return the plan's actions: those of steps step by step, others by what they mean."""
+    if any(action.get("step") for action in actions):
+        return _grouped(actions, ("step",), _step_group)
+    return _grouped(actions, ("kind", "source", "destination", "effect", "why"), _action_group)
+
+
+def _step_group(rows: Sequence[Row]) -> Group:
+    """Return one step: what was done of it where that is known, otherwise what would be."""
+    first = rows[0]
+    step = str(first.get("step") or "")
+    done = "status" in first
+    return Group(
+        word=words.shown(first["status"] if done else step or "at once", 40),
+        sign=SIGNS.get(first["status"], "?") if done else "→",
+        title=f"{words.shown(step or 'at once')}: {resets.STEPS.get(step, '')}" if done else resets.STEPS.get(step, ""),
+        lead="",
+        items=[_step_item(row) for row in rows],
+    )
+
+
+def _step_item(row: Row) -> Item:
+    outcome = row.get("outcome")
+    name, code = _named(row)
+    said, steps = (outcome.get("reason"), _steps(outcome)) if isinstance(outcome, Mapping) else (row.get("effect"), "")
+    kind = words.shown(row.get("kind") or "action", 40)
+    return Item(
+        name=f"{kind} {name}".strip(), code=code, text=words.maybe(said), note=steps, number=words.maybe(row.get("id"))
+    )
 
 
 def _action_group(rows: Sequence[Row]) -> Group:
@@ -341,9 +383,17 @@ def _running(row: Row) -> str:
     return f"May end the task that runs{node}." if row.get("terminate") else node.strip().capitalize()
 
 
+def _glance(run: RunRecord) -> list[Section]:
+    if not run.areas:
+        return []
+    picture = Markup(areas.tiles(run.areas).html())  # noqa: S704 - the tiles escape their cells
+    return [Section(id="glance", title="At a glance", cells=("areas",), table=picture)]
+
+
 def _outcomes(run: RunRecord) -> Section:
-    rank = {"failed": 0, "unverified": 0, "skipped": 1, "applied": 2}
     joined = judged.joined(run.outcomes, words.actions_of(run))
+    stepped = any(action.get("step") for _, action in joined)
+    rank = {} if stepped else {"failed": 0, "unverified": 0, "skipped": 1, "applied": 2}
     flat = [{**action, "status": str(row.get("status")), "outcome": row} for row, action in joined]
     flat.sort(key=lambda row: rank.get(row["status"], 0))
     return Section(
@@ -351,7 +401,9 @@ def _outcomes(run: RunRecord) -> Section:
         title="What was done",
         cells=("apply",),
         count=len(flat),
-        groups=_grouped(flat[:MOST], ("status", "kind", "source", "destination"), _outcome_group),
+        groups=_grouped(flat[:MOST], ("step", "status"), _step_group)
+        if stepped
+        else _grouped(flat[:MOST], ("status", "kind", "source", "destination"), _outcome_group),
         empty="Nothing was done.",
         note=_rest(len(flat)),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from opslib.findings import counted
 from opslib.plan import LIFE_S, Status
-from opslib.render import judged, words
+from opslib.render import areas, judged, words
 from opslib.render.grid import Column, Line, Table
 from opslib.render.words import Row
 
@@ -30,11 +30,11 @@ def of_run(run: RunRecord, report: str, *, by_make: bool = False) -> tuple[objec
 
         by_make: Whether the next command is spelled for make, because this one was.
     """
-    shown: list[object] = []
+    shown: list[object] = [areas.table(run.areas)] if run.areas else []
     left = run.remaining or (run.findings if run.error else [])
     beside = run.scope == "change" and not run.error
     if left and not beside:
-        shown.append(_findings(left))
+        shown.append(_findings(left, of=run.runbook if run.areas else ""))
     if run.outcomes and not run.dry_run:
         shown += _outcomes(run)
     silent = [row for row in run.coverage if row.get("silent")]
@@ -57,11 +57,14 @@ class Verdict(Line):
         )
 
 
-def _findings(rows: list[dict[str, object]]) -> Table:
+def _findings(rows: list[dict[str, object]], *, of: str = "") -> Table:
     """
     Put findings of one code and task into one row: forty messages of a dead worker are one thing that is wrong.
 
     Not those for which something else is to be done.
+
+    Args:
+        of: The runbook that looked at everything: what another one answers names it.
     """
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in words.worst_first(rows):
@@ -70,7 +73,7 @@ def _findings(rows: list[dict[str, object]]) -> Table:
         title="",
         columns=[Column("severity", "state"), Column("finding", "code"), Column("what"), Column("subject", "code")],
         rows=[
-            (severity, code, _what(task, group), _subjects(group))
+            (severity, code, _what(task, group, words.elsewhere(group[0], of)), _subjects(group))
             for (severity, code, task, _), group in groups.items()
         ],
         limit=30,
@@ -90,10 +93,11 @@ def _outcomes(run: RunRecord) -> list[object]:
     ]
 
 
-def _what(task: object, group: Sequence[Row]) -> str:
+def _what(task: object, group: Sequence[Row], runbook: str) -> str:
     more = f" And {len(group) - 1:,} more like it." if len(group) > 1 else ""
     hint = f"\n→ {group[0]['hint']}" if group[0].get("hint") else ""
     message = str(group[0].get("message"))
+    hint += f"\n→ ops run {runbook}" if runbook else ""
     return f"{f'{task}: ' if task and str(task) not in message else ''}{message}{more}{hint}"
 
 

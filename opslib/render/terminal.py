@@ -17,6 +17,9 @@ _STYLES = {
     "attention": "yellow",
     "unknown": "magenta",
     "healthy": "bold green",
+    "fine": "green",
+    "not seen": "magenta",
+    "not judged": "dim",
     "applied": "green",
     "skipped": "dim",
 }

@@ -24,6 +24,8 @@ Row = Mapping[str, Any]
 #: A sign beside each word, so that colour alone never carries it. None of them has an emoji form.
 SIGNS = {
     "healthy": "✓",
+    "fine": "✓",
+    "not judged": "–",
     "attention": "▲",
     "critical": "✕",
     "unknown": "?",
@@ -215,6 +217,12 @@ def badge(record: RunRecord) -> tuple[str, str]:
     return word, "in order" if word == Verdict.HEALTHY else word
 
 
+def elsewhere(finding: Row, of: str) -> str:
+    """Return the runbook that answers a finding where that is not the one that found it; `of` is empty: not asked."""
+    runbook = str(finding.get("runbook") or "")
+    return shown(runbook, 60) if of and runbook and runbook != of else ""
+
+
 def actions_of(record: RunRecord) -> list[Row]:
     """Return the rows of the record's plan."""
     actions = record.plan.get("actions")
@@ -226,12 +234,16 @@ def done(record: RunRecord) -> Counter[str]:
     return Counter(str(row.get("status", "")) for row in record.outcomes)
 
 
+#: What no undo puts back, or what changed nothing.
+_NOT_UNDONE = {Kind.UNDO, Kind.DROP, Kind.REVOKE, Kind.AWAIT, Kind.SHUTDOWN, Kind.CANARY, Kind.SAVE}
+
+
 def undoable(record: RunRecord) -> bool:
     """Whether a run made a change that can be put back: a revoke cannot, nor a stop that found no message to keep."""
     kinds_of = {row.get("id"): row.get("kind") for row in actions_of(record)}
     return any(
         row.get("status") == Status.APPLIED
-        and kinds_of.get(row.get("action")) not in {None, Kind.UNDO, Kind.DROP, Kind.REVOKE}
+        and kinds_of.get(row.get("action")) not in {None, *_NOT_UNDONE}
         and "0 copies quarantined" not in str(row.get("steps"))
         for row in record.outcomes
     )
@@ -256,8 +268,11 @@ def changes(record: RunRecord) -> tuple[str, str]:
 
     Only a run that ended may say that nothing was changed while it was allowed to change something.
     """
-    planned, outcomes = actions_of(record), done(record)
-    applying = not record.dry_run or record.parameters.get("dry_run") is False
+    gates = _gates(record)
+    planned, outcomes = [row for row in actions_of(record) if row.get("id") not in gates], _made(record)
+    applying = _may_change(record)
+    if applying and record.error and not outcomes and record.exit_code == Exit.USAGE:
+        return "None made", "What was asked for cannot be done, so nothing was begun."
     if applying and record.error and not outcomes:
         return "Not known", "The run stopped while it was allowed to change something."
     if applying:
@@ -271,10 +286,29 @@ def changes(record: RunRecord) -> tuple[str, str]:
     return "None made", "Dry run; nothing was planned."
 
 
+def _gates(record: RunRecord) -> set[object]:
+    return {row.get("id") for row in actions_of(record) if row.get("kind") == Kind.AWAIT}
+
+
+def _made(record: RunRecord) -> Counter[str]:
+    """Return what became of the changes: a gate that was passed changed nothing; that one stayed closed is told."""
+    gates, quiet = _gates(record), {Status.APPLIED, Status.SKIPPED}
+    return Counter(
+        str(row.get("status", ""))
+        for row in record.outcomes
+        if row.get("action") not in gates or row.get("status") not in quiet
+    )
+
+
 def kinds(actions: Iterable[Row]) -> str:
     """Return the counts of a plan in words: "restore 4, stop 2"."""
     counts = Counter(shown(action.get("kind"), 40) for action in actions)
     return ", ".join(f"{kind} {number:,}" for kind, number in counts.items())
+
+
+def _may_change(record: RunRecord) -> bool:
+    """Whether a run was allowed to change something; the draft of one that was cut off knows it by its parameters."""
+    return not record.dry_run or record.parameters.get("dry_run") is False
 
 
 def mode(record: RunRecord) -> str:
@@ -282,9 +316,11 @@ def mode(record: RunRecord) -> str:
     made, _ = changes(record)
     if made == "Not known":
         return "Stopped while applying: what was changed is not known"
+    if made == "None made" and record.error and _may_change(record):
+        return "Stopped: nothing was changed"
     if made == "None made":
         return "Dry run: nothing was changed" if record.dry_run else "Applied: nothing was changed"
-    return f"Applied: {plural(done(record)[Status.APPLIED], 'change')} made"
+    return f"Applied: {plural(_made(record)[Status.APPLIED], 'change')} made"
 
 
 def took(record: RunRecord) -> str:

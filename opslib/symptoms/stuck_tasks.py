@@ -177,7 +177,7 @@ def plan(snapshot: Snapshot, findings: Iterable[Finding], *, max_actions: int) -
     put_right = {copy.delivery_tag for action in actions for copy in action.copies}
     actions += [_repair(m) for m in snapshot.unacked if m.delivery_tag in unindexed - put_right]
     told = {f.subject for f in certain if f.code == "unreadable-message"}
-    actions += [_quarantine(message) for message in snapshot.unreadable if message.sha256 in told]
+    actions += [quarantine(message) for message in snapshot.unreadable if message.sha256 in told]
     return plans.make(
         snapshot.target, snapshot.fingerprint, actions, max_actions=max_actions, made_at=snapshot.taken_at
     )
@@ -209,7 +209,8 @@ def _repair(message: UnackedMessage) -> Action:
     )
 
 
-def _quarantine(message: UnreadableMessage) -> Action:
+def quarantine(message: UnreadableMessage) -> Action:
+    """Take a message out of circulation that nobody can decode."""
     return Action(
         kind=Kind.QUARANTINE,
         subject=message.sha256,

@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,14 +15,18 @@ from opslib import plan as plans
 from opslib.broker import CLOCK_WRONG_S
 from opslib.collectors.quarantine import set_aside
 from opslib.errors import Refused
-from opslib.keys import OWN
+from opslib.keys import OWN, raw_name
 from opslib.plan import Action, Kind, Outcome, Plan, Status
+from opslib.selection import REPLIES, RESULTS
 from opslib.writer import (
     audit,
+    canary,
     consumers,
     drop,
     full,
+    gates,
     handed,
+    held,
     lists,
     lock,
     nodes,
@@ -32,10 +37,14 @@ from opslib.writer import (
     redriven,
     repair,
     resume,
+    saved,
     selected,
     sent,
+    shutdown,
     sites,
     stored,
+    swept,
+    switched,
     vault,
     verify,
 )
@@ -44,7 +53,7 @@ from opslib.writer.journal import Journal
 from opslib.writer.moves import Mover
 from opslib.writer.primitive import Primitive
 from opslib.writer.quarantine import Handler
-from opslib.writer.stop import stop
+from opslib.writer.stop import stop as stop_tasks
 from opslib.writer.watch import watching
 
 if TYPE_CHECKING:
@@ -135,15 +144,26 @@ def _fitting(action: Action, broker: Broker) -> None:
             "waiting": of_queue,
             "list": dropped if action.kind is Kind.DROP else of_queue and copy.queue in {action.subject, action.source},
             "unacked": copy.key == space.unacked,
+            "held": action.kind is Kind.STOP and not copy.key and copy.queue == action.subject,
             "index": copy.key in {space.unacked, space.unacked_index},
+            "results": _swept(action, RESULTS, space.result_root, copy.key),
+            "replies": _swept(action, REPLIES, space.reply_list(""), copy.key),
             "key": copy.key in {action.subject, space.result(action.subject)} and not own,
+            "entry": action.kind is Kind.SWITCH and copy.key == action.source and not own,
             "state": action.kind is Kind.HANDOVER and _hands_over(action, copy.key, broker),
         }.get(copy.place, action.kind is Kind.UNDO)
         if not fits:
             raise Refused(f"Action {action.id} shows {action.subject}, and is about {copy.key}. Nothing was changed.")
-    named = action.kind in {Kind.MOVE, Kind.SEND} or (action.kind is Kind.REDRIVE and action.destination)
+    named = action.kind in {Kind.MOVE, Kind.SEND, Kind.CANARY} or (action.kind is Kind.REDRIVE and action.destination)
     if named and not space.is_queue_name(action.destination):
         raise Refused(f"Action {action.id} puts messages into {action.destination}, which is no queue's name.")
+
+
+def _swept(action: Action, what: str, key: str, shown: str) -> bool:
+    """Whether an action is about what a filter means of the keys that it shows."""
+    only, kinds = action.results, {RESULTS: {Kind.DELETE, Kind.EXPIRE}, REPLIES: {Kind.DELETE}}[what]
+    named = action.subject.replace("*", "") == key
+    return only is not None and only.what == what and action.kind in kinds and shown == key and named
 
 
 def _hands_over(action: Action, key: str, broker: Broker) -> bool:
@@ -177,8 +197,9 @@ def _confirmed(plan: Plan) -> tuple[list[Action], list[Outcome]]:
         raise Refused(f"The plan that was confirmed cannot be read: {error.strerror}. Nothing was changed.") from None
     agreed = {_intent(action) for action in confirmed}
     reason = "It was not in the plan that was confirmed; look at it and run again."
-    return [action for action in plan if _intent(action) in agreed], [
-        Outcome(action=action, status=Status.SKIPPED, reason=reason) for action in plan if _intent(action) not in agreed
+    allowed = {a.id for a in plan if a.kind is Kind.AWAIT or _intent(a) in agreed}  # a gate only ever holds back
+    return [action for action in plan if action.id in allowed], [
+        Outcome(action=action, status=Status.SKIPPED, reason=reason) for action in plan if action.id not in allowed
     ]
 
 
@@ -193,6 +214,8 @@ def _intent(action: Action) -> tuple[object, ...]:
         action.only,
         action.letters,
         action.redrive,
+        # "Older than a day" is agreed to; which instant that is, is reckoned when it is looked at again.
+        replace(action.results, written_by=None) if action.results else None,
         action.message,
         action.ttl_s,
     )
@@ -237,7 +260,7 @@ def _under_lock_or_full(plan: Plan, broker: Broker, folder: Path) -> list[Outcom
         return _under_lock(plan, broker, folder)
     except Exception as error:
         if full.answers(error, plan.actions):
-            return full.purge(broker, plan.actions, plan.continues or records.context().run_id)
+            return full.carry_out(broker, plan.actions, plan.continues or records.context().run_id, folder)
         raise
 
 
@@ -246,14 +269,14 @@ def _under_lock(plan: Plan, broker: Broker, folder: Path) -> list[Outcome]:
     told = {"plan": plan.digest, "target": plan.target, "runbook": records.context().runbook}
     told |= {"server": str(broker.information.get("run_id", "")), "host": socket.gethostname()}
     with (
-        lock.held(broker, run_id=records.context().run_id, plan_digest=plan.digest) as held,
-        watching(broker, held) as watch,
+        lock.held(broker, run_id=records.context().run_id, plan_digest=plan.digest) as mine,
+        watching(broker, mine) as watch,
     ):
         points.passed("after-lock")
         goes_on = bool(plan.continues)
-        primitive = Primitive(broker, held, run_id=run_id, told=told, watch=watch, goes_on=goes_on)
+        primitive = Primitive(broker, mine, run_id=run_id, told=told, watch=watch, goes_on=goes_on)
         left, outcomes = _not_done(plan, primitive)
-        outcomes += _carry_out(left, primitive, held, folder)
+        outcomes += _carry_out(left, primitive, mine, folder)
         points.passed("before-verify")
         outcomes = verify.checked(primitive, outcomes)
         points.passed("before-release")
@@ -277,14 +300,23 @@ def _not_done(plan: Plan, primitive: Primitive) -> tuple[list[Action], list[Outc
     ]
 
 
-def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock, folder: Path) -> list[Outcome]:
-    """Stop first, for a stopped task must not be restored; a failure ends its group, not the account of it."""
+def _carry_out(actions: Sequence[Action], primitive: Primitive, lock_held: lock.Lock, folder: Path) -> list[Outcome]:
+    """
+    Stop first, for a stopped task must not be restored; a failure ends its group, not the account of it.
+
+    A plan of steps is carried out as it stands. There, a gate that stays closed ends it, and so does a failure that
+    nobody foresaw: what comes after was to be done on a system that is not there.
+    """
     mover = Mover(primitive)
     handler = Handler(mover)
+
+    def stopped(some: Sequence[Action]) -> list[Outcome]:
+        return stop_tasks(primitive, some, handler.everything, lock_held.renew)
+
     groups: tuple[tuple[set[Kind], Callable[[list[Action]], list[Outcome]]], ...] = (
         ({Kind.PAUSE}, lambda some: [consumers.order(primitive, action) for action in some]),
         ({Kind.REVOKE}, lambda some: nodes.revoke(primitive, some)),
-        ({Kind.STOP}, lambda some: stop(primitive, some, handler.everything, held.renew)),
+        ({Kind.STOP}, lambda some: held.stop(primitive, some, stopped)),
         ({Kind.LIMIT}, lambda some: [rates.limit(primitive, action) for action in some]),
         ({Kind.RESTORE}, handler.single),
         ({Kind.QUARANTINE, Kind.MOVE, Kind.REORDER}, handler.single),
@@ -293,26 +325,49 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, held: lock.Lock,
         ({Kind.REDRIVE}, lambda some: [redriven.redrive(primitive, action) for action in some]),
         ({Kind.HANDOVER}, lambda some: handed.hand(primitive, some, vault.free(folder))),
         ({Kind.SEND}, lambda some: sent.send(primitive, some)),
-        ({Kind.DELETE}, lambda some: stored.delete(primitive, some, vault.free(folder))),
-        ({Kind.EXPIRE}, lambda some: stored.expire(primitive, some)),
+        ({Kind.SWITCH}, lambda some: switched.switch(primitive, some)),
+        ({Kind.DELETE}, lambda some: _apart(primitive, some, folder, stored.delete)),
+        ({Kind.EXPIRE}, lambda some: _apart(primitive, some, folder, lambda p, a, _: stored.expire(p, a))),
         ({Kind.DROP}, lambda some: drop.drop(primitive, some, vault.free(folder))),
         ({Kind.GROW, Kind.SHRINK}, lambda some: [pools.resize(primitive, action) for action in some]),
         ({Kind.RESUME}, lambda some: [consumers.order(primitive, action) for action in some]),
+        ({Kind.SHUTDOWN}, lambda some: [shutdown.order(primitive, action) for action in some]),
+        ({Kind.AWAIT}, lambda some: gates.wait(primitive, some)),
+        ({Kind.CANARY}, lambda some: canary.fly(primitive, mover, some)),
+        ({Kind.SAVE}, lambda some: [saved.save(primitive, action) for action in some]),
         ({Kind.UNDO}, lambda some: putback.carry_out(primitive, mover, some)),
     )
     outcomes: list[Outcome] = []
-    for group, do in _parted(actions, groups):
+    shut = ""
+    for group, do in _in_order(actions, groups):
+        if shut:
+            outcomes += [Outcome(action=a, status=Status.SKIPPED, reason=shut) for a in group]
+            continue
         if primitive.over:
             outcomes += [Outcome(action=a, status=Status.FAILED, reason=primitive.over) for a in group]
             continue
         ready, held_back = handed.ready(group, outcomes)
         outcomes += held_back
         try:
-            outcomes += do(ready) if ready else []
+            made = do(ready) if ready else []
+            outcomes += made
+            shut = gates.closed(made, primitive.run_id)
         except Exception as error:  # noqa: BLE001 - `refusals` sorts them, and raises what it does not know
             known = refusals.of(error, primitive.broker.target.shown_broker)
             outcomes += _broken_off(primitive, ready, f"{known.message}{_aside(primitive)}")
+            if any(action.step for action in group):
+                again = f"`ops resume {primitive.run_id}` goes on there"
+                shut = f"Not done: action {group[0].id} was broken off. See to it; then {again}."
     return outcomes
+
+
+def _in_order(
+    actions: Sequence[Action], groups: Sequence[tuple[set[Kind], Callable[[list[Action]], list[Outcome]]]]
+) -> Iterator[tuple[list[Action], Callable[[list[Action]], list[Outcome]]]]:
+    """Yield what is carried out together: in the order of a plan of steps, otherwise in that of the kinds."""
+    yield from _parted([action for action in actions if not action.step], groups)
+    for _, some in groupby((a for a in actions if a.step), key=lambda action: (action.step, action.kind)):
+        yield from _parted(list(some), groups)
 
 
 def _parted(
@@ -336,7 +391,28 @@ def _is_of_lists(action: Action) -> bool:
 
 
 def _purge(mover: Mover, action: Action) -> Outcome:
-    return selected.carry_out(mover, action) if action.only or action.letters else lists.purge(mover.primitive, action)
+    """Take what a filter means, or the lists as they are; in a plan of steps, of one that has grown what is oldest."""
+    writes = mover.primitive.broker.writes
+    grown = action.step and any(writes.llen(raw_name(c.key)) > lists.most(c.count) for c in action.copies)
+    if action.only or action.letters or grown:
+        return selected.carry_out(mover, action)
+    return lists.purge(mover.primitive, action)
+
+
+def _apart(
+    primitive: Primitive,
+    actions: Sequence[Action],
+    folder: Path,
+    singly: Callable[[Primitive, Sequence[Action], Path], list[Outcome]],
+) -> list[Outcome]:
+    """Carry out what is about single keys, and then what a filter means."""
+    single = [action for action in actions if action.results is None]
+    meant = [action for action in actions if action.results is not None]
+    outcomes = singly(primitive, single, vault.free(folder)) if single else []
+    for what in (RESULTS, REPLIES):
+        some = [action for action in meant if action.results and action.results.what == what]
+        outcomes += swept.sweep(primitive, some, vault.free(folder)) if some else []
+    return outcomes
 
 
 def _aside(primitive: Primitive) -> str:
@@ -357,9 +433,11 @@ def _broken_off(primitive: Primitive, group: Sequence[Action], why: str) -> list
     except Exception as error:  # noqa: BLE001 - as above
         refusals.of(error, primitive.broker.target.shown_broker)
         journal = Journal(run_id=primitive.run_id)
-    if primitive.run_id == records.context().run_id:  # an earlier plan of this run had the same numbers
+    # What is undone is known by its batch; all else by its number, which an earlier plan of this run has had too.
+    done = resume.done([action for action in group if action.kind is Kind.UNDO], journal)
+    if primitive.run_id == records.context().run_id:
         journal = replace(journal, batches=tuple(b for b in journal.batches if b.order[0] == primitive.epoch))
-    done = resume.done(group, journal)
+    done |= resume.done([action for action in group if action.kind is not Kind.UNDO], journal)
     return [
         Outcome(action=action, status=Status.APPLIED, reason="It was done before the next ones failed.")
         if action.id in done

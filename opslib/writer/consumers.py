@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opslib import pidbox
 from opslib.plan import Action, Kind, Outcome, Status
+from opslib.writer import journal as journals
 from opslib.writer import nodes
 from opslib.writer.primitive import Primitive
 
@@ -42,8 +43,9 @@ def order(primitive: Primitive, action: Action) -> Outcome:
     if not concerned and not silent:
         already = "consumes it any more" if action.kind is Kind.PAUSE else "has to begin: all do"
         return Outcome(action=action, status=Status.SKIPPED, reason=f"No node {already}.")
+    known = _declared(primitive, action)
     items = [
-        {"a": action.id, "s": action.subject, "node": node, "declared": before[node].get(action.subject, {})}
+        {"a": action.id, "s": action.subject, "node": node, "declared": before[node].get(action.subject) or known(node)}
         for node in concerned
     ]
     nodes.write_down(primitive, action.kind, items, op=_OP)
@@ -57,6 +59,15 @@ def order(primitive: Primitive, action: Action) -> Outcome:
         return Outcome(action=action, status=Status.UNVERIFIED, reason=reason)
     verb = "No longer consumed" if action.kind is Kind.PAUSE else "Consumed"
     return Outcome(action=action, status=Status.APPLIED, reason=f"{verb} by {', '.join(concerned)}.")
+
+
+def _declared(primitive: Primitive, action: Action) -> Callable[[str], Mapping[str, Any]]:
+    """Return what says how a node had declared a queue that this run had it let go, and is to take up again."""
+    found: dict[str, Mapping[str, Any]] = {}
+    if action.kind is Kind.RESUME:
+        for batch in journals.read(primitive.broker, primitive.run_id).of(_OP, str(Kind.PAUSE)):
+            found |= {str(i["node"]): i.get("declared") or {} for i in batch.items if i["s"] == action.subject}
+    return lambda node: found.get(node, {})
 
 
 def put_back(primitive: Primitive, item: Mapping[str, Any], undoes: tuple[str, int], role: str) -> bool:

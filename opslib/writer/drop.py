@@ -26,21 +26,13 @@ def drop(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[Ou
     A list that holds another number of messages than was planned is left alone: somebody put something there. So is
     one of a run that was cut off with messages on their way.
     """
-    outcomes = []
-    meant: list[Action] = []
-    unfinished = _unfinished(primitive.broker, {_run_of(primitive.broker, action) for action in actions})
-    for action in actions:
-        reason = _why_not(primitive.broker, action, unfinished)
-        if reason:
-            outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=reason))
-        else:
-            meant.append(action)
+    outcomes, meant = sorted_out(primitive.broker, actions)
     if not meant:
         return outcomes
     header = vault.Header(
         run_id=primitive.run_id, target=primitive.broker.target.name, broker=primitive.broker.fingerprint
     )
-    receipt = vault.write(path, header, _messages(primitive, meant))
+    receipt = vault.write(path, header, messages(primitive.broker, meant))
     if receipt.entries != sum(action.count for action in meant):
         reason = f"The vault holds {receipt.entries:,} messages and not all; the list was left as it is."
         return outcomes + [Outcome(action=action, status=Status.FAILED, reason=reason) for action in meant]
@@ -55,6 +47,20 @@ def drop(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[Ou
     for run_id in {_run_of(primitive.broker, action) for action in meant}:
         primitive.close(run_id)
     return outcomes
+
+
+def sorted_out(broker: Broker, actions: Sequence[Action]) -> tuple[list[Outcome], list[Action]]:
+    """Return what is left alone, with why, and the actions whose lists may go."""
+    outcomes: list[Outcome] = []
+    meant: list[Action] = []
+    unfinished = _unfinished(broker, {_run_of(broker, action) for action in actions})
+    for action in actions:
+        reason = _why_not(broker, action, unfinished)
+        if reason:
+            outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=reason))
+        else:
+            meant.append(action)
+    return outcomes, meant
 
 
 def refuse_unfinished(broker: Broker, run_id: str) -> None:
@@ -99,9 +105,10 @@ def _run_of(broker: Broker, action: Action) -> str:
     return found[0] if found else ""
 
 
-def _messages(primitive: Primitive, actions: Sequence[Action]) -> Iterator[Kept]:
+def messages(broker: Broker, actions: Sequence[Action]) -> Iterator[Kept]:
+    """Yield every message of the lists, as the vault keeps it."""
     for action in actions:
         copy = action.copies[0]
         listing = queues.Listing(key=copy.key, queue=copy.queue, priority=0, length=copy.count)
-        for _, raw in queues.stream(primitive.broker, listing):
+        for _, raw in queues.stream(broker, listing):
             yield Kept(key=raw_name(copy.key), type="message", parts=(raw,), note={"queue": copy.queue})

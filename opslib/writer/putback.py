@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opslib import pidbox
 from opslib.plan import Action, Kind, Outcome, Status
-from opslib.writer import consumers, handed, lists, pools, rates, recalled, repair, stored
+from opslib.writer import (
+    consumers,
+    handed,
+    lists,
+    nodes,
+    pools,
+    rates,
+    recalled,
+    repair,
+    stored,
+    swept,
+    switched,
+)
 from opslib.writer import journal as journals
 from opslib.writer.journal import Batch, Journal
 from opslib.writer.moves import MOVED, MOVED_NEXT, UNDONE, Move, Mover, Place, old_bytes
@@ -41,6 +53,10 @@ def carry_out(primitive: Primitive, mover: Mover, actions: Sequence[Action]) -> 
             outcomes += handed.put_back(primitive, list(some), journals.read(primitive.broker, primitive.run_id))
         elif op == "keys":
             outcomes += _keys_back(primitive, list(some), batches)
+        elif op == "switch":
+            outcomes += [switched.put_back(primitive, each, batches[each.copies[0].key]) for each in some]
+        elif op == swept.OP:
+            outcomes += [swept.put_back(primitive, action) for action in some]
         elif op == "redrive":
             outcomes += [recalled.recall(mover, action) for action in some]
         elif op == "node":
@@ -76,6 +92,8 @@ def _op(batches: Mapping[str, Batch], action: Action) -> str:
     copy = action.copies[0]
     if copy.place == "redriven":
         return "redrive"
+    if copy.place == swept.OP:
+        return swept.OP
     return str(batches[copy.key].receipt.get("op")) if copy.place == "journal" else ""
 
 
@@ -233,7 +251,7 @@ def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) ->
     elif op == "index":
         letter = repair.put_back(primitive, item, batch.place(n), at)
     else:
-        letter = "A" if consumers.put_back(primitive, item, at, str(batch.receipt["role"])) else "S"
+        letter = _consuming_back(primitive, item, at, str(batch.receipt["role"]))
     if letter == MOVED:
         reason = f"{copy.count:,} messages are back." if op == "rename" else "As it was."
         return Outcome(action=action, status=Status.APPLIED, reason=reason)
@@ -242,7 +260,16 @@ def _back(primitive: Primitive, action: Action, batches: Mapping[str, Batch]) ->
     return Outcome(action=action, status=Status.SKIPPED, reason=_WHY_NOT.get(letter, _NOT_THERE))
 
 
+def _consuming_back(primitive: Primitive, item: Mapping[str, Any], at: tuple[str, int], role: str) -> str:
+    """Undo an order about a queue; of a node that is gone there is nothing to undo."""
+    there, _, silent = nodes.look(primitive.broker)
+    if item["node"] not in there and not silent:
+        return "D"
+    return MOVED if consumers.put_back(primitive, item, at, role) else "S"
+
+
 _WHY_NOT = {
+    "D": "That node is gone: once it is started again, it consumes what its command line says.",
     "X": "A key of that name exists again; it was left as it is.",
     "C": "It was changed again meanwhile; it was left as it is.",
     "E": "It would have expired meanwhile; its value is in the vault.",

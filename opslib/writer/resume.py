@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from opslib import plan as plans
 from opslib.errors import Refused
 from opslib.plan import Action, Copy, Kind, Plan
+from opslib.writer import canary, gates, recalled, sites, swept, undo
 from opslib.writer import journal as journals
-from opslib.writer import recalled, sites, undo
 from opslib.writer.journal import Journal
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
 #: Orders to nodes, which say themselves whether they obeyed: the journal knows of one before it is given.
-ORDERS = frozenset({Kind.PAUSE, Kind.RESUME, Kind.REVOKE, Kind.GROW, Kind.SHRINK, Kind.LIMIT})
+ORDERS = frozenset({Kind.PAUSE, Kind.RESUME, Kind.REVOKE, Kind.GROW, Kind.SHRINK, Kind.LIMIT, Kind.SHUTDOWN, Kind.SAVE})
 #: By action, the names of copies.
 _Made = defaultdict[int, Counter[tuple[str, str]]]
 
@@ -49,7 +49,7 @@ def remaining(plan: Plan, broker: Broker, run_id: str) -> Plan:
             hint="Run the runbook again.",
         )
     puts_back = any(action.kind is Kind.UNDO for action in plan)  # an undo of that run, which may be gone on with
-    if not puts_back and (journal.undone or journal.undone_passes):
+    if not puts_back and (_undone(journal) or journal.undone_passes):
         raise Refused("The run was undone, at least in part; it is not gone on with.", hint="Run the runbook again.")
     made = _made(journal)
     rest = [some for action in plan if not _is_aside(action) and (some := _left(action, journal, made))]
@@ -97,6 +97,10 @@ def left(actions: Iterable[Action], journal: Journal) -> list[tuple[Action, Acti
 
 def _left(action: Action, journal: Journal, made: _Made) -> Action | None:
     """Return what is left of an action, with those copies alone that are not dealt with; None if nothing is."""
+    if action.step and action.id <= _passed(journal):
+        return None
+    if action.kind is Kind.CANARY:
+        return None if action.id in canary.ended(journal) else action
     if action.kind is Kind.UNDO:
         rest = [c for c in action.copies if not _put_back(c.place, c.key, int(c.delivery_tag or 0), journal)]
     elif action.kind is Kind.STOP or action.kind in ORDERS:
@@ -113,6 +117,17 @@ def _left(action: Action, journal: Journal, made: _Made) -> Action | None:
     return replace(action, copies=tuple(rest)) if rest else None
 
 
+def _passed(journal: Journal) -> int:
+    """Return the number of the last gate that was passed: what stands before it was done, or was not to be done."""
+    return max((int(item["a"]) for batch in journal.of("note", gates.ROLE) for item in batch.items), default=0)
+
+
+def _undone(journal: Journal) -> set[tuple[str, int]]:
+    """Return what was put back by an undo: a canary that nobody took, its own run took out again."""
+    canaries = {batch.number for batch in journal.of("send", canary.ROLE)}
+    return {at for at in journal.undone if at[0] not in canaries}
+
+
 def _is_aside(action: Action) -> bool:
     """Whether it deals back a list that was set aside; which of those there are now, is looked at anew."""
     return action.kind is Kind.UNDO and any(copy.place == "aside" for copy in action.copies)
@@ -121,6 +136,8 @@ def _is_aside(action: Action) -> bool:
 def _put_back(place: str, number: str, n: int, journal: Journal) -> bool:
     if place == "redriven":
         return number not in recalled.standing(journal)
+    if place == swept.OP:
+        return not swept.standing(journal, number)
     return number in journal.undone_passes if place == "pass" else (number, n) in journal.undone
 
 

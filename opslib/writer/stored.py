@@ -166,13 +166,13 @@ def _weight(parts: Sequence[bytes]) -> int:
     return sum(map(len, parts)) + _ELEMENT * len(parts)
 
 
-def batches(each_of: Sequence[T], weight_of: Callable[[T], int]) -> Iterator[list[T]]:
+def batches(each_of: Sequence[T], weight_of: Callable[[T], int], most: int = 0) -> Iterator[list[T]]:
     """Cut by number and by bytes."""
     batch: list[T] = []
     weight = 0
     for each in each_of:
         size = weight_of(each)
-        if batch and (len(batch) == _PER_BATCH or weight + size > _BATCH_BYTES):
+        if batch and (len(batch) == (most or _PER_BATCH) or weight + size > _BATCH_BYTES):
             yield batch
             batch, weight = [], 0
         batch.append(each)

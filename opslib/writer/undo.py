@@ -11,8 +11,8 @@ from opslib.collectors import quarantine
 from opslib.errors import NotFound, OpsError
 from opslib.keys import OWN, raw_name
 from opslib.plan import Action, Copy, Kind, Plan, make
+from opslib.writer import canary, gates, lists, shutdown, sites, swept
 from opslib.writer import journal as journals
-from opslib.writer import lists, sites
 from opslib.writer.journal import Batch, Journal
 
 if TYPE_CHECKING:
@@ -41,6 +41,18 @@ def plan(broker: Broker, run_id: str) -> Plan:
 def has_revoked(broker: Broker, run_id: str) -> bool:
     """Whether a run told nodes to drop tasks: what they remember is in no list, and is not put back."""
     return bool(_found(broker, run_id)[1].of("note", "revoke"))
+
+
+def not_undone(broker: Broker, run_id: str) -> list[str]:
+    """Return what a run of steps did that no undo puts back, each as a sentence; nothing for other runs."""
+    _, journal = _found(broker, run_id)
+    told = [f"{node} was shut down: start it as it is always started." for node in shutdown.told_at(journal)]
+    is_of_steps = told or journal.of("note", gates.ROLE)
+    if is_of_steps and journal.of("note", "revoke"):
+        told.append("A task that was ended while it ran has lost its work; nodes that run on drop what was revoked.")
+    if ran := len(canary.ended(journal)):
+        told.append(f"{ran} canar{'y' if ran == 1 else 'ies'} ran, and changed nothing.")
+    return told
 
 
 def _found(broker: Broker, run_id: str) -> tuple[Broker, Journal]:
@@ -110,7 +122,10 @@ def _standing(journal: Journal) -> Iterator[Action]:
     """Yield an action for each thing that was changed, the latest first."""
     for (op, role, group), some in groupby(journal.changed(), key=lambda at: _group(*at)):
         found = list(some)
-        if (op == "rename" and role != "purge") or op == "note" or role == "drop":
+        if (op == "rename" and role != "purge") or op == "note" or role in {"drop", canary.ROLE}:
+            continue
+        if op == swept.OP:
+            yield _of_swept(str(group), role, found)
             continue
         yield _of_letters(str(group), len(found)) if op == "redrive" else _action(op, group, found)
 
@@ -123,11 +138,29 @@ def _group(batch: Batch, n: int) -> tuple[str, str, object]:
         return op, role, batch.receipt.get("pass", "")
     if op == "redrive":
         return op, role, batch.receipt["list"]
+    if op == swept.OP:
+        return op, role, batch.receipt["vault"]
     if op == "move":
         return op, role, (item["a"], item["s"], item["from"][0], item["to"][0])
     if op == "node":
         return op, role, (item["a"], item["s"])
     return op, role, (batch.number, n)
+
+
+def _of_swept(where: str, role: str, found: Sequence[tuple[Batch, int]]) -> Action:
+    """Return what writes again all that a filter has swept away, or takes back the lives that it gave."""
+    subject = str(found[0][0].items[0]["s"])
+    count = sum(swept.count_of(batch) for batch, _ in found)
+    keys = f"{count:,} key{'s' * (count != 1)}"
+    back = "are written again with their values and lives" if role == "delete" else "live for ever again, as they did"
+    return Action(
+        kind=Kind.UNDO,
+        subject=subject,
+        source="vault" if role == "delete" else subject,
+        destination=subject,
+        copies=(Copy(place=swept.OP, key=where, count=count),),
+        effect=f"{keys} {back}, but for those that were written since.",
+    )
 
 
 def _of_letters(key: str, count: int) -> Action:
@@ -183,6 +216,8 @@ def _way(op: str, item: Mapping[str, Any], count: int, role: str) -> tuple[str, 
     if op == "send":
         key = item["to"][0]
         return key, "quarantine", f"The message that was sent is taken out of {key} again, if nobody has taken it."
+    if op == "switch":
+        return item["key"], item["key"], "The entry of the schedule is as it was, unless it was written since."
     if op == "hand":
         back = f"The state of {item['s']} is as it was again, and the copy for {item['new']} is removed"
         return item["to"], item["key"], f"{back}, unless that one has it by now."

@@ -50,7 +50,7 @@ class Kept:
         type: string, hash, list, set or zset as Redis calls it, or "message".
 
         parts: The value alone (string, message), or the server's flat reply: HGETALL, LRANGE, SMEMBERS, or ZRANGE
-            WITHSCORES.
+            WITHSCORES. None of these where only the key's life was changed, and its value stayed.
 
         expires_at_ms: When it would have expired, since the epoch; None for never.
 

@@ -29,18 +29,10 @@ HASTY = {"broker_transport_options": {"visibility_timeout": 3}}
 def system(trial: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
     """A server as the default target; what a test leaves in it is cleared away, but for what nodes declared."""
     monkeypatch.setenv("OPS_BROKER_URL", trial.server.url)
-    for module in (stop_module(), nodes, consumers):
+    for module in (stop, nodes, consumers):
         monkeypatch.setattr(module, "_ANSWER_S", 1.0)
     yield trial
     trial.redis.delete(*(key for key in trial.redis.scan_iter() if not key.startswith(b"_kombu.")), "nothing")
-
-
-def stop_module() -> object:
-    """Return the module; the package gives its name to a function."""
-    from importlib import import_module
-
-    assert callable(stop)
-    return import_module("opslib.writer.stop")
 
 
 @pytest.fixture(scope="module")

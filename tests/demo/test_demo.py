@@ -25,7 +25,7 @@ from redis import Redis
 from opslib import broker, checkpoints, demo, letters
 from opslib.checkpoints import Document
 from opslib.collectors import collect
-from opslib.demo import Demo, failures, faults, server, state, system
+from opslib.demo import Demo, failures, faults, notes, server, state, system
 from opslib.envelope import Head, head
 from opslib.errors import Exit, SettingsError
 from opslib.findings import CODES
@@ -199,6 +199,12 @@ class TestFaults:
             "uncaptured-failures": 1,
             "task-resumable": 1,
             "task-not-resumable": 1,
+            "schedule-overdue": 1,
+            "beat-lock-stale": 1,
+            "schedule-broken": 1,
+            "results-expired": 1,
+            "results-without-ttl": 1,
+            "orphan-reply-keys": 1,
         }
 
     def test_killed_node_leaves_six_messages(self, shop: Demo, redis: Redis, app: Celery) -> None:
@@ -380,6 +386,14 @@ class TestFaults:
         assert [bool(state.refused) for state in states if isinstance(state, Document)] == [False, True]
         assert {good, damaged} <= failed(redis)
 
+    def test_tasks_note_how_far_they_are(self, shop: Demo) -> None:
+        """In databases beside the broker's: the hanging task its progress, and each attempt of a receipt a line."""
+        hanging = subject(shop, "stuck-active")
+        with Redis.from_url(notes.beside(shop.url, notes.PROGRESS)) as progress:
+            assert progress.hget(f"progress:{hanging}", "percent") == b"40"
+        with Redis.from_url(notes.beside(shop.url, notes.LOGS)) as logs:
+            wait_until(lambda: any(logs.llen(key) > 1 for key in logs.scan_iter("logs:*")))
+
     def test_told_what_it_broke(self, shop: Demo, said: list[str]) -> None:
         """Whoever waits is told of each fault, in order."""
         told = "\n".join(said)
@@ -483,6 +497,8 @@ class TestEnding:
         monkeypatch.setenv("CELERY_RESULT_BACKEND", "redis://127.0.0.1:1/0")
         mine = demo.up(within_s=READY_WITHIN_S)
         processes = family(mine)
+        with Redis.from_url(mine.url) as client:
+            client.save()
         began = time.monotonic()
 
         assert mine.folder == own

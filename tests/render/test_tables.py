@@ -278,6 +278,14 @@ def test_a_run_that_died_while_applying_does_not_claim_that_nothing_changed():
     assert "nothing was changed" not in words.mode(run)
 
 
+def test_a_run_that_was_asked_for_what_cannot_be_done_changed_nothing():
+    """It ended before the cell that applies; only that is told by its exit code."""
+    wrong = {"type": "BadParameter", "message": "do: 'stopp' is none of these.", "hint": ""}
+    run = record(verdict="failed", error=wrong, exit_code=2, outcomes=[], parameters={"dry_run": False})
+
+    assert (words.changes(run)[0], words.mode(run)) == ("None made", "Stopped: nothing was changed")
+
+
 def test_show_prints_where_there_is_no_notebook(capsys):
     """In a script, things are text on stdout; a snapshot shows what it did not see."""
     display.show(

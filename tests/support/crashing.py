@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property
-from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from opslib.errors import NotFound, OpsError, Refused
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, Status
 from opslib.render import report
 from opslib.rewrite import fresh
-from opslib.selection import Selection
+from opslib.selection import ResultSelection, Selection
 from opslib.settings import Target
 from opslib.symptoms import asked
 from opslib.writer import (
@@ -46,7 +46,9 @@ from opslib.writer import (
     resume,
     selected,
     sent,
+    stop,
     stored,
+    swept,
     undo,
     vault,
     verify,
@@ -193,8 +195,9 @@ _SMALL: tuple[tuple[Any, str, float], ...] = (
     (lists, "_WINDOW", 6),
     (lists, "SEARCHABLE", 20),
     (putback, "_PER_GO", 3),
+    (swept, "_BATCH", 3),
     (watching, "_LONGEST_PAUSE_S", 1.0),
-    (import_module("opslib.writer.stop"), "_PAUSE_S", 0.0),  # the package gives that name to its function
+    (stop, "_PAUSE_S", 0.0),
 )
 
 
@@ -258,6 +261,20 @@ class Field:
         if life_s:
             self._redis.expire(name, life_s)
         return name
+
+    def entry(self, key: str, *, is_on: bool) -> Copy:
+        """Write an entry of a schedule as redbeat does, and return how a plan names it."""
+        raw = json.dumps({"name": key, "task": "tests.ok", "args": [1], "enabled": is_on})
+        self._redis.hset(key, mapping={"definition": raw, "meta": "{}"})
+        return Copy(place="entry", key=key, sha256=digest(raw.encode()))
+
+    def result(self, task: str, n: int, life_s: int | None) -> str:
+        """Store the result of a task that succeeded long ago."""
+        task_id = f"{task}-{n}"
+        done = datetime.fromtimestamp(_LONG_AGO, UTC).isoformat()
+        value = {"status": "SUCCESS", "result": n, "date_done": done, "name": task, "task_id": task_id}
+        self._redis.set(KEYS.result(task_id), json.dumps(value), ex=life_s)
+        return KEYS.result(task_id)
 
     def remove(self, seeded: Seeded, *, from_hash: bool) -> Seeded:
         """Have hash and index disagree about a delivered message."""
@@ -475,6 +492,30 @@ def _handover(field: Field) -> list[Action]:
     ]
 
 
+def _switch(field: Field) -> list[Action]:
+    return [
+        Action(kind=Kind.SWITCH, subject=key, source=key, destination=to, copies=(field.entry(key, is_on=to == "off"),))
+        for key, to in ((f"redbeat:entry-{n}", ("on", "off")[n % 2]) for n in range(5))
+    ]
+
+
+def _sweep(field: Field) -> list[Action]:
+    """Results past their retention, to be removed; and others that never expire, to be given a life."""
+    for n in range(10):
+        field.result("tests.old", n, 3600 if n % 3 else 7200)
+        field.result("tests.lasting", n, None)
+        field.result("tests.stays", n, 3600)
+    root = KEYS.result_root
+    common = {"subject": f"{root}*", "source": "results", "destination": "vault"}
+    copy = Copy(place="results", key=root, count=10)
+    old = ResultSelection(rule="tests.old", written_by=_LONG_AGO + 1, lasting=False)
+    lasting = ResultSelection(rule="tests.lasting", lasting=True)
+    return [
+        Action(kind=Kind.DELETE, copies=(copy,), results=old, **common),
+        Action(kind=Kind.EXPIRE, copies=(copy,), results=lasting, ttl_s=3600.0, **common),
+    ]
+
+
 VERBS: dict[str, Maker] = {
     "restore": _restore,
     "quarantine": _quarantine,
@@ -496,6 +537,8 @@ VERBS: dict[str, Maker] = {
     "expedite-deep": _expedite_some,
     "send": _send,
     "handover": _handover,
+    "switch": _switch,
+    "sweep": _sweep,
 }
 
 
@@ -897,7 +940,7 @@ class Trial:
 
     def _vaults(self) -> Iterator[tuple[str, Any]]:
         for path in self.archive.rglob(vault.FILE.replace(".", "*.", 1)):
-            yield from ((kept.key.decode(), _value_of(kept)) for kept in vault.read(path)[1])
+            yield from ((kept.key.decode(), _value_of(kept)) for kept in vault.read(path)[1] if kept.parts)
 
     def _run(self, name: str, plan: Plan, *, url: str = "") -> tuple[str, Sequence[Outcome]]:
         with self.broker(url) as broker:

@@ -117,6 +117,17 @@ class Deployment:
             self.wait_for(started)
         return started
 
+    def beat(
+        self, *, scheduler: str = "redbeat.RedBeatScheduler", conf: Mapping[str, object] | None = None, name: str = ""
+    ) -> Worker:
+        """Start a beat with a file of its own; it is there once it has sent something, or taken its lock."""
+        name = name or f"beat{next(_NUMBERS)}"
+        command = f"-A tests.support.app beat -S {scheduler} -s {self.folder / name}.db --pidfile= -l INFO"
+        environment = {"TRIAL_URL": self.server.url, "TRIAL_CONF": json.dumps(dict(conf or {}))}
+        started = self.launch(name, command.split(), environment, self.folder)
+        self._running.callback(started.kill)
+        return started
+
     def wait_for(self, worker: Worker) -> None:
         """Wait until a node that was just started answers."""
 

@@ -30,6 +30,7 @@ ENDS = ("in-look", "in-report")
 OWN = {
     "delete": ("in-vault", "after-vault"),
     "handover": ("in-vault", "after-vault", "in-verify"),
+    "sweep": ("in-vault", "after-vault"),
     **dict.fromkeys(("restore", "quarantine", "purge", "move", "move-queue", "purge-some", "send"), ("in-verify",)),
 }
 SIEVED = (

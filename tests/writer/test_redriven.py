@@ -252,6 +252,7 @@ def test_nothing_of_ours_is_written_where_results_are(server, redis, archive):
     undone(broker, run_id())
     broker.results.flushdb()
 
+    assert archive
     assert found == [KEYS.result(some[0]).encode()]
     assert sorted(dead(redis)) == sorted(some)
 

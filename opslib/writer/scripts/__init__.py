@@ -16,6 +16,8 @@ _BEGINS = {
     "index": ("primitive",),
     "keys": ("primitive", "value"),
     "hand": ("primitive",),
+    "switch": ("primitive",),
+    "sweep": ("primitive", "value"),
     "read_key": ("value",),
 }
 
