@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opslib.cli import options, output
-from opslib.errors import Exit, OpsError
+from opslib.errors import BadParameter, Exit, OpsError
 
 if TYPE_CHECKING:
     from opslib.render.figures import Figures
+
+#: So long a run can be undone, and its folder may be needed for that.
+_LEAST_S = 14 * 86_400.0
 
 app = typer.Typer(help="The archive of incident reports.", no_args_is_help=True)
 
@@ -115,6 +118,96 @@ def stats(
         output.say(f"Not the whole view: {sentence}")
     if found.resumed.unseen:
         raise typer.Exit(int(Exit.CANNOT_SEE))
+
+
+@app.command()
+def verify(
+    run_id: Annotated[str, typer.Argument(metavar="[RUN_ID]", help="A run; all of them by default.")] = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Compare the files of runs with the checksums that were written when they ended.
+
+    Exit 1: a file was changed, added or removed since; `ops audit verify` does the same for the record of changes.
+
+    Example: ops reports verify
+    """
+    del verbose
+    from opslib import folders, settings
+    from opslib.render import archive, listings
+
+    root = settings.reports_root()
+    names = [archive.find(root, run_id).run_id] if run_id else [run.name for run in archive.folders(root)]
+    rows = [
+        {"run_id": name, "problem": problem} for name in names for problem in archive.verify(folders.folder(root, name))
+    ]
+    form = output.form(output_form, as_json=as_json)
+    output.emit(rows, form, table=lambda: listings.altered(rows), ids=lambda row: str(row["run_id"]))
+    if form is options.Format.TABLE:
+        output.say(f"{len(names):,} looked at, {len({row['run_id'] for row in rows}):,} not as they were sealed.")
+    if rows:
+        raise typer.Exit(int(Exit.ATTENTION))
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="TIME", help="Runs of before so long, such as 90d.")
+    ],
+    with_kept: Annotated[
+        bool, typer.Option("--with-kept", help="Also those whose folder holds what was removed from a broker.")
+    ] = False,
+    apply: options.Apply = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Remove the folders of old runs from the archive, for good; the audit keeps what they did.
+
+    A folder that holds what a run took out of a broker, a vault or an export, may be the only copy of it: it stays
+    unless --with-kept says so.
+
+    Exit 1: some stay for that reason.
+
+    Example: ops reports prune --older-than 90d --apply
+    """
+    del verbose
+    from datetime import UTC, datetime, timedelta
+
+    from opslib import durations, folders, settings
+    from opslib.cli import confirm
+    from opslib.render import archive, listings
+    from opslib.render import prune as pruning
+
+    confirm.exclusive(apply=apply, dry_run=dry_run)
+    if apply:
+        confirm.possible(yes=yes)
+    age_s = durations.seconds(older_than, "--older-than")
+    if age_s < _LEAST_S:
+        hint = "So long `ops undo` may need what a run has kept."
+        raise BadParameter(f"--older-than: {older_than} is less than 14 days. Nothing was removed.", hint=hint)
+    form = output.form(output_form, as_json=as_json)
+    root = settings.reports_root()
+    found = list(pruning.before(root, datetime.now(UTC) - timedelta(seconds=age_s)))
+    meant = [run for run in found if with_kept or not run.kept]
+    stay = [run for run in found if run not in meant]
+    output.emit(meant, form, table=lambda: listings.old_runs(meant), ids=lambda run: run.run_id)
+    removed = 0
+    if apply and meant and (yes or confirm.ask("archive", "prune", len(meant))):
+        removed = sum(pruning.remove(root, folders.folder(root, run.run_id)) for run in meant)
+        archive.index(root)
+        output.say(f"{removed:,} of {len(meant):,} were removed.")
+    elif meant and not apply:
+        output.say(f"Nothing was removed. {len(meant):,} would be, with --apply.")
+    if stay:
+        output.say(f"Left: {len(stay):,}, which keep what was removed from a broker. --with-kept removes them too.")
+    if stay or removed < len(meant):
+        raise typer.Exit(int(Exit.ATTENTION))
 
 
 def _looked(found: Figures, env_file: str) -> Figures:

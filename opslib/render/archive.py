@@ -81,7 +81,7 @@ def entries(root: Path, since: str = "") -> Iterator[tuple[Path, RunRecord]]:
     Args:
         since: What the oldest id begins with or comes after, such as "20261121T"; empty for all.
     """
-    newer = itertools.takewhile(lambda run: run.name >= since, _folders(root))
+    newer = itertools.takewhile(lambda run: run.name >= since, folders(root))
     return ((run, _record(run)) for run in newer)
 
 
@@ -103,7 +103,7 @@ def find(root: Path, run_id: str = "") -> RunRecord:
     run = folder(root, run_id)
     if run.is_dir() and not run.is_symlink() and run.resolve().is_relative_to(root.resolve()):
         return _record(run)
-    known = [path.name for path in itertools.islice(_folders(root), 5000)]
+    known = [path.name for path in itertools.islice(folders(root), 5000)]
     close = difflib.get_close_matches(run_id, known, n=1, cutoff=0.6)
     hint = f"Did you mean {close[0]}?" if close else "`ops reports list` shows the archived runs."
     raise NotFound(f"No archived run has the id {run_id}.", hint=hint)
@@ -117,7 +117,7 @@ def index(root: Path) -> Path:
     """
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(root):
-        archived = [(run, _record(run)) for run in _folders(root)]
+        archived = [(run, _record(run)) for run in folders(root)]
         lines = (json.dumps(redact.values(_line(root, run, record)), ensure_ascii=False) for run, record in archived)
         records.write_atomically(
             root / "index.jsonl", "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
@@ -129,7 +129,7 @@ def index(root: Path) -> Path:
 # --- folders ---
 
 
-def _folders(root: Path) -> Iterator[Path]:
+def folders(root: Path) -> Iterator[Path]:
     """Iterate over the folders of the runs; names sort by time, so nothing has to be opened."""
     for year in _below(root, r"[0-9]{4}"):
         for month in _below(year, r"[0-9]{2}"):

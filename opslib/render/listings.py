@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from opslib.demo import Fault
     from opslib.facts import Quarantined, QuarantinedMessage, Snapshot
     from opslib.records import RunRecord
+    from opslib.render.prune import OldRun
     from opslib.writer.audited import Report
     from opslib.writer.lock import Holder
 
@@ -53,6 +54,28 @@ def runs(rows: Sequence[RunRecord]) -> Table:
         ],
         rows=[(words.badge(row)[1], row.run_id, row.target, row.operator, row.headline) for row in rows],
         empty="No run has been archived yet.",
+        limit=len(rows) or 1,
+    )
+
+
+def altered(rows: Sequence[Mapping[str, str]]) -> Table:
+    """Return what no longer agrees with what runs were sealed with."""
+    return Table(
+        title="",
+        columns=[Column("run", "code"), Column("what")],
+        rows=[(row["run_id"], row["problem"]) for row in rows],
+        empty="Every file is as it was when its run ended.",
+        limit=len(rows) or 1,
+    )
+
+
+def old_runs(rows: Sequence[OldRun]) -> Table:
+    """Return runs that are older than somebody wants to keep them."""
+    return Table(
+        title="",
+        columns=[Column("run", "code"), Column("size", "number"), Column("keeps what is nowhere else", "code")],
+        rows=[(row.run_id, words.size(row.size_bytes), ", ".join(row.kept)) for row in rows],
+        empty="No run is as old as that.",
         limit=len(rows) or 1,
     )
 
