@@ -14,7 +14,7 @@ from tests.support.stored import DAY_S, HOUR_S, held, ids, store
 from tests.support.workers import Deployment
 
 KEYS = Keyspace()
-HIDDEN = "geheim-7"
+HIDDEN = "for nobody else, 7"
 #: Changes made; what else is wrong, or not seen, is no matter of these tests.
 MADE = {Exit.DONE, Exit.ATTENTION, Exit.CANNOT_SEE}
 
