@@ -56,7 +56,7 @@ def remove(root: Path, run: Path) -> bool:
     """
     for path in run.iterdir():
         if path.is_file() or path.is_symlink():
-            path.unlink()
+            path.unlink(missing_ok=True)
     with suppress(OSError):
         run.rmdir()
     for parent in run.parents:
