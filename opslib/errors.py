@@ -113,6 +113,20 @@ class NotABroker(OpsError):
     exit_code = Exit.CANNOT_SEE
 
 
+class DatabaseUnreachable(OpsError):
+    """Raised when the application's SQL database does not answer, or not in time."""
+
+    exit_code = Exit.CANNOT_SEE
+    hint = "Check the target's database_url (`ops config show`) and that this host may reach it."
+
+
+class DatabaseRefused(OpsError):
+    """Raised when the SQL database answers, and the answer is no: credentials, rights, a lock of somebody else's."""
+
+    exit_code = Exit.CANNOT_SEE
+    hint = "Check user, password and rights of the target's database_url (`ops config show`)."
+
+
 class Refused(OpsError):
     """Raised when a safety rule forbids a change: not confirmed, replica, stale plan."""
 

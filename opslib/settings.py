@@ -13,10 +13,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from opslib import redact, retention, sizes, urls
+from opslib import redact, retention, sizes, task_tables, urls
 from opslib.durations import seconds
 from opslib.errors import SettingsError
 from opslib.keys import RESULT, Keyspace
+from opslib.task_tables import StateRow, TaskTable, Verifier
 
 FILE = "ops.toml"
 DEMO = "demo"
@@ -24,6 +25,7 @@ BY_ENVIRONMENT = "default"
 
 BROKER_NAMES = ("OPS_BROKER_URL", "BROKER_URL", "CELERY_BROKER_URL", "REDIS_URL")
 RESULT_NAMES = ("OPS_RESULT_BACKEND", "CELERY_RESULT_BACKEND", "RESULT_BACKEND")
+DATABASE_NAMES = ("OPS_DATABASE_URL", "DATABASE_URL")
 #: Variables by which applications name the databases of keys of their own; what those are, and what they are called.
 APP_KEY_NAMES = {"REDIS_PROGRESS_URL": ("progress", "progress:{task_id}"), "REDIS_LOGS_URL": ("logs", "logs:{task_id}")}
 
@@ -145,6 +147,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
         app_keys: What the application keeps for each task, by the name that people have for it.
 
+        database_url: The application's SQL database, with credentials; empty: it has none that is looked at.
+
+        task_tables: Its tables with a row for each task, by the name that people have for them.
+
+        state_rows: Its rows that say what it is at, by the name that people have for them.
+
         retention: How long results are kept, by the name or a glob of their task; "default" for the rest.
 
         origins: Where each value came from, for `ops config show`.
@@ -161,6 +169,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     nodes: list[str] = []
     queues: list[str] = []
     app_keys: dict[str, AppKey] = {}
+    database_url: str = ""
+    task_tables: dict[str, TaskTable] = {}
+    state_rows: dict[str, StateRow] = {}
     retention: dict[str, str] = {}
     thresholds: Thresholds = Thresholds()
     origins: dict[str, str] = {}
@@ -176,7 +187,18 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """The result backend's URL without password and query."""
         return redact.url(self.result_backend) if self.result_backend else "the broker's own database"
 
+    @property
+    def shown_database(self) -> str:
+        """The SQL database's URL without password and query."""
+        return redact.url(self.database_url) if self.database_url else "none"
 
+
+#: What the parts of a table's settings can say, the innermost first.
+_TABLES = {
+    "verify": Verifier.__struct_fields__,
+    "task_tables": TaskTable.__struct_fields__,
+    "state_rows": StateRow.__struct_fields__,
+}
 #: Fields that are filled in here, whatever a file says.
 _NOT_IN_A_FILE = {"name", "origins", "warnings"}
 _SETTINGS = sorted(set(Target.__struct_fields__) - _NOT_IN_A_FILE)
@@ -226,10 +248,15 @@ def described(target: Target) -> list[dict[str, str]]:
         "nodes": ", ".join(target.nodes) or "whoever answers",
         "queues": ", ".join(target.queues) or "those that are found",
         "app_keys": ", ".join(target.app_keys) or "none",
+        "database_url": target.shown_database,
+        "task_tables": ", ".join(target.task_tables) or "those that are known by their name",
+        "state_rows": ", ".join(target.state_rows) or "none",
     }
     for name, each in target.app_keys.items():
         shown |= {f"app_keys.{name}.url": each.shown, f"app_keys.{name}.pattern": each.pattern}
         shown |= {f"app_keys.{name}.state": "yes"} if each.state else {}
+    shown |= {f"task_tables.{name}.table": each.table for name, each in target.task_tables.items()}
+    shown |= {f"state_rows.{name}.table": each.table for name, each in target.state_rows.items()}
     kept = {**target.retention, retention.DEFAULT: target.retention.get(retention.DEFAULT, retention.DEFAULT_LIFE)}
     shown["retention"] = ", ".join(f"{task} {life}" for task, life in kept.items())
     values = {
@@ -327,11 +354,14 @@ def _from_environment(variables: _Environment, configured: list[str]) -> Target:
         )
         raise SettingsError("No target is named, and the environment describes none.", hint=f"{choose}.")
     results, result_origin, result_others = variables.first(RESULT_NAMES)
+    database, sql_origin, sql_others = variables.first(DATABASE_NAMES)
+    database, unknown = _database(database, sql_origin)
     warnings = [
         f"{', '.join(differing)} says something else; {winner} wins."
-        for differing, winner in ((others, origin), (result_others, result_origin))
+        for differing, winner in ((others, origin), (result_others, result_origin), (sql_others, sql_origin))
         if differing
     ]
+    warnings += unknown
     app_keys: dict[str, Any] = {}
     app_origins: dict[str, str] = {}
     for variable, (name, pattern) in APP_KEY_NAMES.items():
@@ -343,10 +373,34 @@ def _from_environment(variables: _Environment, configured: list[str]) -> Target:
     kept, kept_origins = _retention(variables)
     return _target(
         BY_ENVIRONMENT,
-        {"broker_url": broker, "result_backend": results, "app_keys": app_keys, "retention": kept},
-        {"broker_url": origin, "result_backend": result_origin, **app_origins, **kept_origins},
+        {
+            "broker_url": broker,
+            "result_backend": results,
+            "app_keys": app_keys,
+            "database_url": database,
+            "retention": kept,
+        },
+        {
+            "broker_url": origin,
+            "result_backend": result_origin,
+            "database_url": sql_origin,
+            **app_origins,
+            **kept_origins,
+        },
         warnings,
     )
+
+
+def _database(url: str, origin: str) -> tuple[str, list[str]]:
+    """
+    Return the URL of a database that a variable names for the application, and what is said of one that is unknown.
+
+    Nobody has asked this tool to look there, so a kind of database that it does not know is no reason to refuse a run.
+    """
+    try:
+        return (urls.database(url, origin), []) if url else ("", [])
+    except SettingsError as error:
+        return "", [f"{error.message.rstrip('.')}; it is not looked at."]
 
 
 def _retention(variables: _Environment) -> tuple[dict[str, str], dict[str, str]]:
@@ -369,7 +423,7 @@ def _from_table(name: str, table: dict[str, Any], variables: _Environment, file:
         origins.update(dict.fromkeys((f"thresholds.{key}" for key in table["thresholds"]), FILE))
     if isinstance(table.get("retention"), dict):
         origins.update(dict.fromkeys((f"retention.{key}" for key in table["retention"]), FILE))
-    for key in ("broker_url", "result_backend"):
+    for key in ("broker_url", "result_backend", "database_url"):
         if isinstance(values.get(key), str):
             where = f"{FILE}: targets.{name}.{key}"
             values[key], origins[key] = _resolve(values[key], where, variables, file.parent)
@@ -441,36 +495,53 @@ def _demo() -> Target:
 
 
 def _target(name: str, values: dict[str, Any], origins: dict[str, str], warnings: list[str]) -> Target:
-    if isinstance(values.get("broker_url"), str):
-        values["broker_url"], said = urls.check(values["broker_url"], "broker_url")
-        warnings = [*warnings, *said]
-    if values.get("result_backend"):
-        redact.remember(str(values["result_backend"]))
-        if urls.is_redis(str(values["result_backend"])):
-            values["result_backend"], said = urls.check(str(values["result_backend"]), "result_backend")
-            warnings = [*warnings, *said]
-    for key, table in values.get("app_keys", {}).items():
-        if table.get("url") and isinstance(table["url"], str):
-            table["url"], said = urls.check(table["url"], f"app_keys.{key}.url")
-            warnings = [*warnings, *said]
+    values, warnings = dict(values), [*warnings]
+    places = [(values, key, key) for key in ("broker_url", "result_backend")]
+    places += [(table, "url", f"app_keys.{key}.url") for key, table in values.get("app_keys", {}).items()]
+    for table, key, what in places:
+        url = table.get(key)
+        if not isinstance(url, str) or not (url or key == "broker_url"):
+            continue
+        if key == "result_backend" and not urls.is_redis(url):
+            redact.remember(url)
+            continue
+        table[key], said = urls.check(url, what)
+        warnings += said
+    if isinstance(values.get("database_url"), str) and values["database_url"]:
+        values["database_url"] = urls.database(values["database_url"], "database_url")
     try:
         target = msgspec.convert({**values, "name": name, "origins": origins, "warnings": warnings}, Target)
     except msgspec.ValidationError as error:
         raise SettingsError(f"Target {name}: {_explain(str(error))}", hint=_field_hint(str(error))) from None
-    for label, text in (
-        ("stuck_after", target.thresholds.stuck_after),
-        ("save_after", target.thresholds.save_after),
-        ("visibility_timeout", target.thresholds.visibility_timeout),
-    ):
-        if text:
-            seconds(text, label)
-    for label in ("redis_memory", "worker_memory"):
-        if text := getattr(target.thresholds, label):
-            sizes.parse(text, label)
+    _check_thresholds(target.thresholds)
     retention.check(target.retention)
     for key, each in target.app_keys.items():
         _check_app_key(target, key, each)
-    return target
+    return _with_tables(target)
+
+
+def _check_thresholds(thresholds: Thresholds) -> None:
+    for label in ("stuck_after", "save_after", "visibility_timeout"):
+        if text := getattr(thresholds, label):
+            seconds(text, label)
+    for label in ("redis_memory", "worker_memory"):
+        if text := getattr(thresholds, label):
+            sizes.parse(text, label)
+
+
+def _with_tables(target: Target) -> Target:
+    """Return a target whose tables are complete and can be meant."""
+    for kind in ("task_tables", "state_rows"):
+        if getattr(target, kind) and not target.database_url:
+            hint = 'For instance database_url = "env:PROD_DATABASE_URL".'
+            raise SettingsError(f"Target {target.name} has {kind} and no database_url.", hint=hint)
+    where = f"Target {target.name}"
+    for key, row in target.state_rows.items():
+        task_tables.check_state(key, row, f"{where}: state_rows.{key}")
+    tables = {
+        key: task_tables.resolved(key, each, f"{where}: task_tables.{key}") for key, each in target.task_tables.items()
+    }
+    return msgspec.structs.replace(target, task_tables=tables)
 
 
 def _check_app_key(target: Target, name: str, app_key: AppKey) -> None:
@@ -515,6 +586,9 @@ def _field_hint(message: str) -> str:
         return 'A duration is text with a unit, such as stuck_after = "3h".' if is_duration else ""
     if "app_keys" in message:
         return _names_hint(unknown.group(1), AppKey.__struct_fields__)
+    for kind, fields in _TABLES.items():
+        if kind in message:
+            return _names_hint(unknown.group(1), fields)
     return _names_hint(unknown.group(1), Thresholds.__struct_fields__ if "thresholds" in message else _SETTINGS)
 
 

@@ -23,6 +23,23 @@ _TLS = {
 }
 
 
+#: Schemes of SQL databases as applications write them, and the driver that is used here in place of theirs.
+_SQL = {
+    **dict.fromkeys(("postgresql", "postgres", "psql", "pgsql", "postgis"), "postgresql+psycopg"),
+    **dict.fromkeys(("mysql", "mariadb"), "mysql+pymysql"),
+    "sqlite": "sqlite",
+}
+#: What the URL of an SQL database may say besides; the rest is about pools and drivers of the application's own.
+_SQL_OPTIONS = {
+    "postgresql+psycopg": {
+        *("host", "port", "service", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslnegotiation"),
+        *("channel_binding", "target_session_attrs", "gssencmode", "krbsrvname", "passfile"),
+    },
+    "mysql+pymysql": {"charset", "ssl_ca", "ssl_cert", "ssl_key", "ssl_verify_cert", "unix_socket"},
+    "sqlite": set(),
+}
+
+
 def is_redis(url: str) -> bool:
     """Whether a result backend is Redis, by its URL's scheme."""
     return url.split(":", 1)[0] in _SCHEMES
@@ -46,6 +63,39 @@ def check(url: str, what: str) -> tuple[str, list[str]]:
         )
         warnings = [*warnings, f"{what}: {sentence}"]
     return found, warnings
+
+
+def database(url: str, what: str) -> str:
+    """
+    Return the URL of an SQL database as SQLAlchemy understands it, with our driver in place of the application's.
+
+    The password is remembered for masking. What is said of pools and of other drivers is left out.
+
+    Raises:
+        SettingsError: If the URL could not be meant as given.
+    """
+    redact.remember(url)
+    shown = redact.url(url)
+    hint = "For instance postgresql://user@host:5432/name, mysql://user@host/name or sqlite:////path/to/file.db."
+    if url != url.strip() or re.search(r"\s", url):
+        raise SettingsError(f"{what}: {shown!r} holds white space.")
+    scheme = url.split(":", 1)[0].lower().removeprefix("db+").split("+")[0]
+    if "://" not in url or scheme not in _SQL:
+        raise SettingsError(f"{what}: {shown!r} is no URL of PostgreSQL, MySQL or SQLite.", hint=hint)
+    driver = _SQL[scheme]
+    if driver == "sqlite":
+        path = unquote(url.partition("://")[2].partition("?")[0].removeprefix("/"))
+        if not path.startswith("/") or path == "/":
+            raise SettingsError(f"{what}: {shown!r} names no file by its whole path.", hint=hint)
+        return f"sqlite:///{path}"
+    place = url.partition("://")[2]
+    # A host may be missing: then it is a socket of this machine.
+    parts = _place(f"{scheme}://{place if place.partition('/')[0] else f'localhost{place}'}", what, shown)
+    netloc = parts.netloc if place.partition("/")[0] else ""
+    if not parts.path.strip("/"):
+        raise SettingsError(f"{what}: {shown!r} names no database.", hint=hint)
+    options = {k: v for k, v in parse_qsl(parts.query) if k in _SQL_OPTIONS[driver]}
+    return f"{driver}://{netloc}{parts.path}" + (f"?{urlencode(options)}" if options else "")
 
 
 def _checked(url: str, what: str, shown: str) -> tuple[str, list[str]]:

@@ -14,7 +14,9 @@ from opslib.demo import server as embedded
 from opslib.demo.server import Server
 from opslib.settings import Target
 from tests.support import engines, servers
+from tests.support import postgres as postgresql
 from tests.support.engines import Engine
+from tests.support.postgres import Postgres
 from tests.support.workers import Deployment, deployment
 
 
@@ -47,6 +49,20 @@ def any_server(_engine: Engine) -> Engine:
         client.config_set("maxmemory", "256mb")
         client.flushall()
     return _engine
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL for all tests of a process that ask for it; databases of their own come from `postgres_url`."""
+    with postgresql.start() as running:
+        yield running
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """An empty database for the application, with its password."""
+    with postgres.database() as url:
+        yield url
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ ROOMS = {
         "aging",
         "retention",
         "sizes",
+        "task_tables",
     },
     "records": {"records", "folders"},
     # What an application's own workers import: of this tool, nothing but the words.
@@ -48,7 +49,7 @@ ROOMS = {
     "catalog": {"catalog"},
     "demo": {"demo"},
     "target": {"settings"},
-    "broker": {"broker", "pidbox"},
+    "broker": {"broker", "pidbox", "database", "tables"},
     "collectors": {"collectors"},
     "symptoms": {"symptoms"},
     "writer": {"writer"},

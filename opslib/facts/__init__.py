@@ -16,6 +16,15 @@ from opslib.facts.messages import (
     WaitingMessage,
 )
 from opslib.facts.rates import Rate
+from opslib.facts.remains import (
+    AppRemains,
+    OldKeys,
+    OldQuarantine,
+    OldReports,
+    Remains,
+    TemporaryFile,
+    TemporaryFiles,
+)
 from opslib.facts.resets import DrainNode, ResetChoice
 from opslib.facts.retries import RetryingTask, TaskRetries
 from opslib.facts.snapshot import Reading, Snapshot
@@ -37,6 +46,7 @@ from opslib.facts.window import Flow, TaskEvents, Window
 __all__ = [
     "FINAL_STATES",
     "UNKNOWN_TASK",
+    "AppRemains",
     "AppValue",
     "Area",
     "Backup",
@@ -63,11 +73,15 @@ __all__ = [
     "Message",
     "NodeCare",
     "NodeInfo",
+    "OldKeys",
+    "OldQuarantine",
+    "OldReports",
     "Quarantined",
     "QuarantinedMessage",
     "QueueInfo",
     "Rate",
     "Reading",
+    "Remains",
     "Replica",
     "ResetChoice",
     "RestoreStep",
@@ -91,6 +105,8 @@ __all__ = [
     "TaskInfo",
     "TaskKey",
     "TaskRetries",
+    "TemporaryFile",
+    "TemporaryFiles",
     "UnackedMessage",
     "UnreadableMessage",
     "WaitingMessage",

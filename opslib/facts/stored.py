@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from opslib.facts.remains import Remains
 from opslib.facts.snapshot import Snapshot
 from opslib.retention import Retention
 
@@ -105,6 +106,8 @@ class Stored(Snapshot):
         circulating: How many tasks can still be run or run, everywhere.
 
         strangers: Keys that are none of Celery's nor of this tool's; an application's own. They are left alone.
+
+        remains: What is left beside results; None where that was not looked at.
     """
 
     groups: tuple[StoredGroup, ...] = ()
@@ -119,6 +122,7 @@ class Stored(Snapshot):
     lives_s: tuple[float, float] | None = None
     circulating: int = 0
     strangers: int = 0
+    remains: Remains | None = None
 
     @property
     def count(self) -> int:

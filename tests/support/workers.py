@@ -105,26 +105,33 @@ class Deployment:
         ready: bool = True,
         heartbeat: bool = False,
         module: str = "tests.support.app",
+        environment: Mapping[str, str] | None = None,
     ) -> Worker:
         """Start a node and wait until it answers; without a heartbeat it has nobody who could send its events."""
         name = name or f"w{next(_NUMBERS)}@trial"
         options = f"-n {name} -P {pool} -c {concurrency} -Q {queues} -l WARNING"
         command = f"-A {module} worker {options} {_ALONE}{'' if heartbeat else ' --without-heartbeat'}"
-        environment = {"TRIAL_URL": self.server.url, "TRIAL_CONF": json.dumps(dict(conf or {}))}
-        started = self.launch(name, command.split(), environment, self.folder)
+        known = {"TRIAL_URL": self.server.url, "TRIAL_CONF": json.dumps(dict(conf or {})), **(environment or {})}
+        started = self.launch(name, command.split(), known, self.folder)
         self._running.callback(started.kill)
         if ready:
             self.wait_for(started)
         return started
 
     def beat(
-        self, *, scheduler: str = "redbeat.RedBeatScheduler", conf: Mapping[str, object] | None = None, name: str = ""
+        self,
+        *,
+        scheduler: str = "redbeat.RedBeatScheduler",
+        conf: Mapping[str, object] | None = None,
+        name: str = "",
+        module: str = "tests.support.app",
+        environment: Mapping[str, str] | None = None,
     ) -> Worker:
         """Start a beat with a file of its own; it is there once it has sent something, or taken its lock."""
         name = name or f"beat{next(_NUMBERS)}"
-        command = f"-A tests.support.app beat -S {scheduler} -s {self.folder / name}.db --pidfile= -l INFO"
-        environment = {"TRIAL_URL": self.server.url, "TRIAL_CONF": json.dumps(dict(conf or {}))}
-        started = self.launch(name, command.split(), environment, self.folder)
+        command = f"-A {module} beat -S {scheduler} -s {self.folder / name}.db --pidfile= -l INFO"
+        known = {"TRIAL_URL": self.server.url, "TRIAL_CONF": json.dumps(dict(conf or {})), **(environment or {})}
+        started = self.launch(name, command.split(), known, self.folder)
         self._running.callback(started.kill)
         return started
 

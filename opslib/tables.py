@@ -1,0 +1,178 @@
+"""A configured table and the database it is in → its columns by our names, proven to be there and of a usable kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from opslib.errors import SettingsError, near
+from opslib.task_tables import PRESETS, StateRow, TaskTable, resolved
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column, Connection, Table
+    from sqlalchemy.engine import Inspector
+
+    from opslib.database import Database
+    from opslib.settings import Target
+
+#: So many names of tables are compared with one that is not there.
+_MOST_NAMES = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapped:
+    """
+    A table with a row for each task.
+
+    Attributes:
+        name: As people call it in the settings, or the preset by which it was known.
+
+        says: What is configured of it.
+
+        table: As it was found.
+
+        columns: Its columns by our names.
+
+        kind: Of its database: postgresql, mysql or sqlite.
+    """
+
+    name: str
+    says: TaskTable
+    table: Table
+    columns: Mapping[str, Column[Any]]
+    kind: str
+
+    def selected(self, *fields: str) -> list[Any]:
+        """Return those of these columns that there are, labelled by our names."""
+        return [_as_read(self.columns[field], self.kind).label(field) for field in fields if field in self.columns]
+
+    def instant(self, value: object) -> datetime | None:
+        """Return what a column says of when, aware; None if that is no instant. A naive one is in the table's zone."""
+        moment = value
+        if isinstance(value, str):
+            try:
+                moment = datetime.fromisoformat(value.strip())
+            except ValueError:
+                return None
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                moment = datetime.fromtimestamp(value, UTC)
+            except (ValueError, OverflowError, OSError):
+                return None
+        if not isinstance(moment, datetime):
+            return None
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(self.says.zone))
+        try:
+            return aware.astimezone(UTC)
+        except OverflowError:
+            return None
+
+
+def task_tables(target: Target, database: Database) -> list[Mapped]:
+    """
+    Find the tables that a target is configured with, or, without any, those that are known by their names.
+
+    Raises:
+        SettingsError: If a configured one is not there, or not as configured.
+
+        OpsError: If the database does not answer, or says no.
+    """
+    from sqlalchemy import inspect
+
+    with database.reading() as connection:
+        inspector = inspect(connection)
+        if target.task_tables:
+            return [_mapped(connection, inspector, name, says) for name, says in target.task_tables.items()]
+        found = set(inspector.get_table_names())
+        known = {name: resolved(name, TaskTable(preset=name), name) for name in PRESETS}
+        return [_mapped(connection, inspector, name, says) for name, says in known.items() if says.table in found]
+
+
+def state_table(database: Database, name: str, row: StateRow) -> Table:
+    """
+    Return the table of a state row, if it has the columns that its settings name.
+
+    Raises:
+        SettingsError: If it is not there, or not as configured.
+    """
+    from sqlalchemy import inspect
+
+    with database.reading() as connection:
+        inspector = inspect(connection)
+        where = f"state_rows.{name}"
+        table = _reflected(connection, inspector, row.table, where)
+        for column in (*row.key, *row.idle):
+            _column(table, column, where)
+    return table
+
+
+def _mapped(connection: Connection, inspector: Inspector, name: str, says: TaskTable) -> Mapped:
+    where = f"task_tables.{name}"
+    table = _reflected(connection, inspector, says.table, where)
+    columns = {field: _column(table, column, f"{where}.columns.{field}") for field, column in says.columns.items()}
+    if not _is_unique(inspector, table, columns["id"].name):
+        raise SettingsError(
+            f"{where}.columns.id: {columns['id'].name} of {says.table} is not unique, so rows cannot be told apart.",
+            hint="Name the primary key.",
+        )
+    if not _tells_when(columns["last_run"]):
+        raise SettingsError(
+            f"{where}.columns.last_run: {columns['last_run'].name} of {says.table} is {columns['last_run'].type}, "
+            "which is no instant.",
+            hint="A column of dates with times is wanted.",
+        )
+    return Mapped(name=name, says=says, table=table, columns=columns, kind=connection.dialect.name)
+
+
+def _reflected(connection: Connection, inspector: Inspector, name: str, where: str) -> Table:
+    from sqlalchemy import MetaData, Table
+    from sqlalchemy.exc import NoSuchTableError
+
+    schema, _, bare = name.rpartition(".")
+    if not inspector.has_table(bare, schema=schema or None):
+        there = [*inspector.get_table_names(schema=schema or None), *inspector.get_view_names(schema=schema or None)]
+        raise SettingsError(
+            f"{where}: there is no table {name!r} in {connection.engine.url.database or 'the database'}.",
+            hint=near(bare, there[:_MOST_NAMES]),
+        )
+    try:
+        return Table(bare, MetaData(), schema=schema or None, autoload_with=connection, resolve_fks=False)
+    except NoSuchTableError:
+        raise SettingsError(f"{where}: the table {name!r} cannot be read.") from None
+
+
+def _column(table: Table, name: str, where: str) -> Column[Any]:
+    if name not in table.columns:
+        raise SettingsError(f"{where}: {table.name} has no column {name!r}.", hint=near(name, table.columns.keys()))
+    return table.columns[name]
+
+
+def _is_unique(inspector: Inspector, table: Table, column: str) -> bool:
+    return [column] in list(_keys(inspector, table))
+
+
+def _keys(inspector: Inspector, table: Table) -> Iterator[Sequence[str | None]]:
+    yield inspector.get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
+    for constraint in inspector.get_unique_constraints(table.name, schema=table.schema):
+        yield constraint["column_names"]
+    for index in inspector.get_indexes(table.name, schema=table.schema):
+        if index["unique"]:
+            yield index["column_names"]
+
+
+def _tells_when(column: Column[Any]) -> bool:
+    from sqlalchemy import DateTime, Integer, Numeric, String
+
+    return isinstance(column.type, DateTime | Integer | Numeric | String)
+
+
+def _as_read(column: Column[Any], kind: str) -> Any:  # noqa: ANN401 - a column, or what it is read as
+    """Return a column as it is selected: documents as text, and SQLite's dates, for one may be spelled oddly."""
+    from sqlalchemy import JSON, DateTime, String, Text, cast, type_coerce
+
+    if isinstance(column.type, JSON):
+        return cast(column, Text)
+    return type_coerce(column, String()) if kind == "sqlite" and isinstance(column.type, DateTime) else column
