@@ -16,7 +16,7 @@ import msgspec
 
 from opslib import __version__, redact
 from opslib.errors import PlanTooLarge, Refused
-from opslib.selection import DeadSelection, ResultSelection, Selection
+from opslib.selection import DeadSelection, ResultSelection, RowSelection, Selection
 
 SCHEMA_VERSION = 1
 #: What was judged longer ago than this is looked at again before it is acted upon.
@@ -63,6 +63,8 @@ class Kind(StrEnum):
 
         SWITCH: Have beat leave an entry of its schedule out, or send it again.
 
+        UPDATE: Set values of rows in the application's own SQL tables, each only if it is as it was planned.
+
         GROW: Add processes or threads to a node's pool.
 
         SHRINK: Take some away from it.
@@ -99,6 +101,7 @@ class Kind(StrEnum):
     REDRIVE = "redrive"
     HANDOVER = "handover"
     SWITCH = "switch"
+    UPDATE = "update"
     GROW = "grow"
     SHRINK = "shrink"
     LIMIT = "limit"
@@ -179,6 +182,29 @@ class Redrive:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RowChange:
+    """
+    One row of an SQL table, as it was seen, and what becomes of it.
+
+    Attributes:
+        table: Which table of the target's settings: "task_tables.NAME", "state_rows.NAME", or "beat" for the periodic
+            tasks of django-celery-beat.
+
+        key: JSON object of the columns and values by which it is found; one row at most.
+
+        was: JSON object of columns and the values that they still must have; instants as ISO 8601 text.
+
+        becomes: JSON object of columns and the values that they are set to; empty where the row is only compared, so
+            that something else is done only if it is as it was.
+    """
+
+    table: str
+    key: str
+    was: str = "{}"
+    becomes: str = "{}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Gate:
     """
     What has to be true before a plan goes on.
@@ -250,6 +276,10 @@ class Action:
 
         results: Which stored results, or other keys of Celery's, are meant; None for what is not about those.
 
+        row: Row that it changes, or that has to be as it was; None for what is not about one row.
+
+        rows: Which rows of a task table are meant; None for what is not about those.
+
         message: Bytes to publish, as text.
 
         ttl_s: Seconds that a key shall live from now on; None for no change.
@@ -277,6 +307,8 @@ class Action:
     letters: DeadSelection | None = None
     redrive: Redrive | None = None
     results: ResultSelection | None = None
+    row: RowChange | None = None
+    rows: RowSelection | None = None
     message: str = ""
     ttl_s: float | None = None
     step: str = ""

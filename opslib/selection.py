@@ -255,3 +255,49 @@ class ResultSelection:
         said += ["that never expire"] if self.lasting else []
         said += [f"idle for {spell(self.idle_s)}"] if self.idle_s else []
         return ", ".join(said)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowSelection:
+    """
+    Which rows of a task table are meant: open ones of tasks that have ended, by their stored results.
+
+    Attributes:
+        table: Name of the table in the target's settings.
+
+        task: The task's whole name, its module included; "*" for any.
+
+        statuses: Any of these, as the table spells them.
+
+        last_run_by: Epoch seconds: last run by then. An instant and no duration, so that a plan means the same rows
+            whenever it is applied.
+
+        open_for_s: How long that was when it was asked for; says in words what the instant means.
+
+        state: Final state of Celery's that the task's result has to have.
+
+        becomes: Status that such a row is given.
+    """
+
+    table: str
+    state: str
+    becomes: str
+    task: str = "*"
+    statuses: tuple[str, ...] = ()
+    last_run_by: float | None = None
+    open_for_s: float = 0.0
+
+    def fits(self, task: str, status: str, last_run_at: float | None) -> bool:
+        """Whether it means a row of this task, with this status; what its result says is looked up."""
+        return (
+            self.task in {"*", task}
+            and (not self.statuses or status in self.statuses)
+            and (self.last_run_by is None or (last_run_at is not None and last_run_at <= self.last_run_by))
+        )
+
+    def words(self) -> str:
+        """Return it as a sentence says it."""
+        said = [f"of {self.task}"] if self.task != "*" else []
+        said += [f"in status {', '.join(self.statuses)}"] if self.statuses else []
+        said += [f"open for {spell(self.open_for_s)} or more"] if self.open_for_s else []
+        return ", ".join([*said, f"whose result is {self.state}"])

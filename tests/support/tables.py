@@ -57,7 +57,7 @@ task_manager = sa.Table(
 #: The first row, and of how many numbers to count on from there; one column a number, without a table to read it from.
 _COUNTED = {
     "sqlite": "WITH RECURSIVE counted(i) AS (SELECT :first UNION ALL SELECT i + 1 FROM counted WHERE i < :last) ",
-    "postgresql": "WITH counted AS (SELECT generate_series(:first, :last) AS i) ",
+    "postgresql": "WITH counted AS (SELECT generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS i) ",
 }
 _ID = {
     "sqlite": "printf('%08x-0000-4000-8000-%012x', i % 4294967296, i)",
@@ -70,7 +70,7 @@ _AGO = {
 }
 _PICKED = {
     "sqlite": "json_extract(:{0}, '$[' || (i % :{0}_count) || ']')",
-    "postgresql": "CAST(:{0} AS jsonb) ->> (i % :{0}_count)",
+    "postgresql": "CAST(:{0} AS jsonb) ->> CAST(i % :{0}_count AS integer)",
 }
 _JSON_OF_ROW = {
     "sqlite": "json_object('order', i, 'card', :secret)",
@@ -194,6 +194,9 @@ def fill(
         connection.execute(
             sa.text(statement), {**known, **counts, "first": first, "last": last, "now": given, "secret": secret}
         )
+        if kind == "postgresql":  # which does not count the ids that it was given
+            column = f"pg_get_serial_sequence('{TASK_MANAGER}', 'id')"
+            connection.execute(sa.text(f"SELECT setval({column}, (SELECT max(id) FROM {TASK_MANAGER}))"))
 
 
 def _json(values: Sequence[str]) -> str:
