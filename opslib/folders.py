@@ -8,6 +8,8 @@ from pathlib import Path
 from opslib import redact
 from opslib.errors import NotFound
 
+#: What a long look says of itself while it goes on.
+PROGRESS = "progress.log"
 #: Files of a run's folder, each written once and whole.
 RECORD, REPORT, NOTEBOOK, PLAN, MANIFEST = "record.json", "report.html", "runbook.ipynb", "plan.json", "manifest.sha256"
 _RUN_ID = re.compile(

@@ -41,9 +41,10 @@ ROOMS = {
         "aging",
         "retention",
         "sizes",
+        "temporary",
         "task_tables",
     },
-    "records": {"records", "folders"},
+    "records": {"records", "folders", "progress"},
     # What an application's own workers import: of this tool, nothing but the words.
     "worker": {"worker"},
     "catalog": {"catalog"},

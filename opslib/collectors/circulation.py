@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from opslib.collectors import keyspace, looks, queues, unacked, workers
+from opslib.collectors.marks import Marks
 from opslib.envelope import Head, head, peek
 from opslib.facts import Coverage
 
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 _PLACES = frozenset({"keyspace", "waiting", "unacked", "workers", "set aside"})
 _MOST_MESSAGES = 20_000_000
 _MOST_KEYS = 100_000_000
-#: The ids are kept in so many parts, by their marks.
-_PARTS = 256
 
 
 @dataclass(kw_only=True)
@@ -31,21 +27,21 @@ class Circulation:
 
     Attributes:
         unseen: Why nobody can say of any other task that it is over, a sentence each; empty if that was seen.
+
+        unreadable: Messages of which nobody knows to which task they belong.
     """
 
     coverage: tuple[Coverage, ...] = ()
     unseen: tuple[str, ...] = ()
-    _marks: list[array[int]] = field(default_factory=list, repr=False)
+    unreadable: int = 0
+    _marks: Marks = field(default_factory=Marks, repr=False)
 
     def __len__(self) -> int:
-        return sum(map(len, self._marks))
+        return len(self._marks)
 
     def __contains__(self, task_id: str) -> bool:
-        """Whether a task can still be run. Two ids of one mark are one in 10**19, and then one result stays."""
-        mark = _mark(task_id)
-        part = self._marks[mark % _PARTS] if self._marks else ()
-        at = bisect_left(part, mark)
-        return at < len(part) and part[at] == mark
+        """Whether a task can still be run."""
+        return task_id in self._marks
 
 
 def read(broker: Broker, *, timeout_s: float, max_messages: int = _MOST_MESSAGES) -> Circulation:
@@ -64,13 +60,8 @@ def read(broker: Broker, *, timeout_s: float, max_messages: int = _MOST_MESSAGES
     nodes, _, _, _ = workers.read(broker, timeout_s=timeout_s)
     names, not_queues = looks.queue_names(broker, found, nodes)
     listings, strange = queues.lists(broker, names)
-    marks = [array("Q") for _ in range(_PARTS)]
-
-    def note(task_id: str) -> None:
-        mark = _mark(task_id)
-        marks[mark % _PARTS].append(mark)
-
-    read_ = unread = 0
+    marks = Marks()
+    read_ = unread = unreadable = 0
     for listing in listings:
         room = max(0, max_messages - read_)
         unread += max(0, listing.length - room)
@@ -78,15 +69,17 @@ def read(broker: Broker, *, timeout_s: float, max_messages: int = _MOST_MESSAGES
             read_ += 1
             message = peek(raw)
             if message is not None:
-                note(str(message.headers.id))
+                marks.note(str(message.headers.id))
             elif isinstance(odd := head(raw), Head):
-                note(odd.task_id)
-    delivered, _, unacked_coverage = unacked.read(broker, found.bindings, max_messages=max_messages)
+                marks.note(odd.task_id)
+            else:
+                unreadable += 1
+    delivered, opaque, unacked_coverage = unacked.read(broker, found.bindings, max_messages=max_messages)
     for row in delivered:
-        note(row.task_id)
+        marks.note(row.task_id)
     _, held, receivers, workers_coverage = workers.read(broker, timeout_s=timeout_s, remembered=found.remembered)
     for task in held:
-        note(task.task_id)
+        marks.note(task.task_id)
     coverage = (
         keys_coverage,
         workers_coverage,
@@ -94,9 +87,12 @@ def read(broker: Broker, *, timeout_s: float, max_messages: int = _MOST_MESSAGES
         unacked_coverage,
         *keyspace.set_aside(broker, found),
     )
-    for n, part in enumerate(marks):  # a part at a time: what sorts them holds each as an object
-        marks[n] = array("Q", sorted(set(part)))
-    return Circulation(coverage=coverage, unseen=_unseen(broker, coverage, receivers), _marks=marks)
+    return Circulation(
+        coverage=coverage,
+        unseen=_unseen(broker, coverage, receivers),
+        unreadable=unreadable + len(opaque),
+        _marks=marks.sealed(),
+    )
 
 
 def _unseen(broker: Broker, coverage: Iterable[Coverage], receivers: int) -> tuple[str, ...]:
@@ -113,7 +109,3 @@ def _unseen(broker: Broker, coverage: Iterable[Coverage], receivers: int) -> tup
             who = "nobody can say whether connections consume" if consumers is None else "connections consume"
             said.append(f"workers: no node listens to control messages, and {who}.")
     return tuple(dict.fromkeys(said))
-
-
-def _mark(task_id: str) -> int:
-    return int.from_bytes(blake2b(task_id.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")

@@ -69,6 +69,19 @@ def of_tasks(broker: Broker, keys: Sequence[str], ids: frozenset[str]) -> tuple[
     return rows, reading.coverage(said)
 
 
+def ids(broker: Broker, keys: Sequence[str], note: Callable[[str], None]) -> Coverage:
+    """Tell `note` the id of every task that has an entry; return how many were looked through."""
+    odd = 0
+    reading = _Reading(broker, keys, MAX_ENTRIES)
+    for _, raw in reading:
+        found = letters.read(raw)
+        if isinstance(found, Letter):
+            note(found.task_id)
+        else:
+            odd += 1
+    return reading.coverage([f"{odd:,} cannot be decoded, so nobody knows of which task."] if odd else [])
+
+
 def entries(broker: Broker, keys: Sequence[str], ids: Iterable[str]) -> Iterator[tuple[DeadLetter, Letter]]:
     """Yield the entries with these entry ids or task ids, newest first in each list, whole."""
     wanted = frozenset(ids)

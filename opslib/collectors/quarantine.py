@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib.collectors import queues
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _SAMPLES = 100
 #: Messages of all quarantines that a search for tasks reads.
 MOST_MESSAGES = 200_000
+#: Messages of all quarantines that a look for every task reads.
+MAX_MESSAGES = 5_000_000
 #: Messages of the tasks that are searched for that become rows.
 _MOST_ROWS = 1_000
 
@@ -82,6 +84,23 @@ def of_tasks(broker: Broker, keys: Sequence[str], ids: frozenset[str]) -> tuple[
     said = [f"{silent:,} messages were not looked through."] if silent else []
     said += unread[:3]
     return rows, Coverage(place="quarantine", seen=seen, silent=silent + len(unread), note=" ".join(said))
+
+
+def ids(broker: Broker, keys: Sequence[str], note: Callable[[str], None]) -> Coverage:
+    """Tell `note` the id of every task that runs took out of circulation; return how many were looked through."""
+    seen = silent = 0
+    for key in keys:
+        run_id, queue = broker.keys.quarantined(key) or ("", "")
+        count = broker.reads.llen(raw_name(key))
+        room = max(0, MAX_MESSAGES - seen)
+        seen, silent = seen + min(count, room), silent + max(0, count - room)
+        listing = Quarantined(run_id=run_id, queue=queue, key=key, count=count, size_bytes=0)
+        for raw in _stored(broker, listing, limit=room):
+            found = _head(raw)
+            if isinstance(found, Head):
+                note(found.task_id)
+    said = f"{silent:,} messages were not looked through." if silent else ""
+    return Coverage(place="quarantine", seen=seen, silent=silent, note=said)
 
 
 def _stored(broker: Broker, listing: Quarantined, *, limit: int) -> Iterator[bytes]:

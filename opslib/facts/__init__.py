@@ -27,6 +27,7 @@ from opslib.facts.remains import (
 )
 from opslib.facts.resets import DrainNode, ResetChoice
 from opslib.facts.retries import RetryingTask, TaskRetries
+from opslib.facts.rows import ClassCount, Classes, Reconciled, RowCount, Sample, SeenTable, StatusCount, TaskRow
 from opslib.facts.snapshot import Reading, Snapshot
 from opslib.facts.stored import Leftover, Stored, StoredGroup
 from opslib.facts.system import (
@@ -54,6 +55,8 @@ __all__ = [
     "Care",
     "Census",
     "Checkpoint",
+    "ClassCount",
+    "Classes",
     "Compared",
     "Coverage",
     "DeadGroup",
@@ -81,6 +84,7 @@ __all__ = [
     "QueueInfo",
     "Rate",
     "Reading",
+    "Reconciled",
     "Remains",
     "Replica",
     "ResetChoice",
@@ -88,15 +92,19 @@ __all__ = [
     "ResultLife",
     "Resumable",
     "RetryingTask",
+    "RowCount",
+    "Sample",
     "Saves",
     "Saving",
     "ScheduleEntry",
     "Schedules",
+    "SeenTable",
     "SentTwice",
     "ServerCare",
     "ServerInfo",
     "SlowCommand",
     "Snapshot",
+    "StatusCount",
     "Stored",
     "StoredGroup",
     "StoredResult",
@@ -105,6 +113,7 @@ __all__ = [
     "TaskInfo",
     "TaskKey",
     "TaskRetries",
+    "TaskRow",
     "TemporaryFile",
     "TemporaryFiles",
     "UnackedMessage",

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
+
+#: What stands between the parts of a key's name: `progress:ID:step` belongs to task ID.
+_BETWEEN = re.compile(r"[:/|.\s]+")
+
+
+class Tasks(Protocol):
+    """Ids that can be asked for."""
+
+    def __contains__(self, task_id: str, /) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +122,22 @@ class KeyScan:
     visited: int = 0
     left: int = 0
     taken_at: datetime
+
+    def over(self, live: Tasks | Container[str], lists: Container[str] = ()) -> list[FoundKey]:
+        """
+        Return the rows of tasks that are over, and that are no queue's.
+
+        Args:
+            live: Ids of the tasks that can still be run.
+
+            lists: Keys of queues in the same database.
+        """
+        return [row for row in self.rows if row.key not in lists and not any(i in live for i in ids_in(row.task_id))]
+
+
+def ids_in(text: str) -> list[str]:
+    """Return every id that could be meant by what stands in a key's name for one: itself, and each part of it."""
+    return list(dict.fromkeys([text, *filter(None, _BETWEEN.split(text))]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

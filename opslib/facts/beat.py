@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from opslib.facts.snapshot import Snapshot
 
-#: Where an entry was read: in redbeat's keys, or in what nodes say of their configuration.
-REDBEAT, CONFIGURATION = "redbeat", "configuration"
+#: Where an entry was read: in redbeat's keys, in the tables of django-celery-beat, or in what nodes say of their
+#: configuration.
+REDBEAT, DJANGO, CONFIGURATION = "redbeat", "django-celery-beat", "configuration"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,10 +17,12 @@ class ScheduleEntry:
     One entry of a schedule.
 
     Attributes:
-        source: REDBEAT; or CONFIGURATION, where only the nodes' configuration tells of it, and the file that says when
-            it last ran is on the host of beat alone.
+        source: REDBEAT or DJANGO; or CONFIGURATION, where only the nodes' configuration tells of it, and the file that
+            says when it last ran is on the host of beat alone.
 
         when: How often, in words.
+
+        bounds: From when, until when and whether once only, in words; empty for always.
 
         is_on: Whether beat sends it; None where nobody knows.
 
@@ -29,29 +32,39 @@ class ScheduleEntry:
 
         due_at: Epoch seconds at which it is sent next; None if never, or not known.
 
+        is_unreckoned: Whether it has a next time that nobody here can reckon.
+
+        changed_at: Epoch seconds at which a row of a table was last saved, which beat does as well; None for others.
+
         queue: Where its tasks wait; empty for wherever the sender's routes lead.
 
         key: Where it is kept; empty for what is only configured.
+
+        row: Of a row in a table, its id there; None for what is in Redis or configured.
 
         sha256: Of its definition, as it was read.
 
         problem: Why it cannot be read, as a sentence; empty if it can.
 
-        call: JSON of its args, kwargs and options, shown nowhere.
+        call: JSON of its args, kwargs and options, shown nowhere; empty where those are too large to be read.
     """
 
     name: str
     source: str
     task: str = ""
     when: str = ""
+    bounds: str = ""
     is_on: bool | None = None
     is_static: bool = False
     last_run_at: float | None = None
     due_at: float | None = None
+    is_unreckoned: bool = False
+    changed_at: float | None = None
     runs: int | None = None
     queue: str = ""
     priority: int = 0
     key: str = ""
+    row: int | None = None
     sha256: str = ""
     problem: str = ""
     call: str = field(default="", repr=False)
@@ -101,7 +114,12 @@ class Schedules(Snapshot):
 
         interval_s: The longest that beat sleeps, so that it looks at its schedule so often at least.
 
-        elsewhere: Database in which nodes say that redbeat keeps its schedule, where it is not this one; no password.
+        elsewhere: Database in which redbeat keeps its schedule, where it is not the broker's own; no password.
+
+        site: Identity of that database, if it may be changed; empty where it is the broker's own, or may not.
+
+        told_at: Epoch seconds at which beat was last told that the tables of django-celery-beat changed; None where
+            there are none, or it never was.
     """
 
     entries: tuple[ScheduleEntry, ...] = ()
@@ -109,3 +127,5 @@ class Schedules(Snapshot):
     interval_s: float = 300.0
     twice: tuple[SentTwice, ...] = ()
     elsewhere: str = ""
+    site: str = ""
+    told_at: float | None = None

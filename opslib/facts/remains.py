@@ -57,6 +57,8 @@ class OldKeys:
 
         more: Whether there are more than are looked at in one run.
 
+        undated: Of how many the server does not say for how long nobody has touched them.
+
         unseen: Why none of them may go, a sentence each; empty if everything was seen.
     """
 
@@ -69,6 +71,7 @@ class OldKeys:
     in_use: int = 0
     doubtful: int = 0
     more: bool = False
+    undated: int = 0
     unseen: tuple[str, ...] = ()
 
 

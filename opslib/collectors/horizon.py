@@ -1,0 +1,212 @@
+"""What nodes and the result backend's server say → since when a stored result would still be there, task by task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import inf
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from opslib import pidbox, urls
+from opslib.durations import seconds, spell
+from opslib.facts import Coverage
+
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+
+#: Celery's own default of `result_expires`.
+_EXPIRES_S = 86400.0
+#: How a node writes a task with what was asked for: "shop.charge [ignore_result=False]".
+_REGISTERED = re.compile(r"(?P<name>\S+)(?: \[(?P<fields>.*)\])?", re.DOTALL)
+#: How Python writes a length of time: "1 day, 2:03:04".
+_LENGTH = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)(?:\.\d+)?")
+_QUESTIONS = (
+    pidbox.Call(method="conf", arguments={"with_defaults": False}),
+    pidbox.Call(method="registered", arguments={"taskinfoitems": ["ignore_result"]}),
+)
+
+
+class _Conf(msgspec.Struct):
+    """The settings that matter here; no other is kept."""
+
+    result_expires: Any = msgspec.UNSET
+    result_backend: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Horizon:
+    """
+    How far back stored results tell what became of a task.
+
+    Attributes:
+        expires_s: How long a result is kept; None where nobody said, or nodes disagree beyond telling.
+
+        backends: Where nodes store results, as they say.
+
+        ignored: Whether a task's result is ignored, by its name, as any node says.
+
+        since_at: Epoch seconds: the server has lost nothing since then; minus infinity if it never did.
+
+        lost_by: Why nothing before that counts, as a sentence.
+
+        retention: How long the target keeps results, by the glob of their task.
+    """
+
+    answered: int
+    expires_s: float | None
+    backends: tuple[str, ...]
+    ignored: Mapping[str, bool]
+    since_at: float
+    lost_by: str
+    now: float
+    here: str
+    retention: Mapping[str, float] = field(default_factory=dict)
+
+    def why_not(self, task: str, last_run_at: float | None, *, in_table: bool) -> str:
+        """
+        Return why the absence of a result proves nothing of a task, as a sentence; empty where it does.
+
+        Args:
+            last_run_at: Epoch seconds after which its result must have been stored, if it was.
+
+            in_table: Whether the row's table is the result backend itself.
+        """
+        if last_run_at is None:
+            return "It does not say when it was last run."
+        if not self.answered:
+            return "No node answered, so nobody said whether and for how long results are kept."
+        if in_table:
+            elsewhere = [each for each in self.backends if not _is_table(each)]
+            return f"Nodes store their results in {elsewhere[0]}, not in this table." if elsewhere else ""
+        return self._elsewhere() or self._unstored(task) or self._gone(task, last_run_at)
+
+    def _elsewhere(self) -> str:
+        strange = [each for each in self.backends if each != self.here]
+        return f"Nodes store their results in {strange[0]}, and {self.here} was looked at." if strange else ""
+
+    def _unstored(self, task: str) -> str:
+        ignored = self.ignored.get(task)
+        if ignored is None:
+            return "No node that answered knows this task, so nobody said whether its result is stored."
+        return "Its result is not stored (ignore_result)." if ignored else ""
+
+    def _gone(self, task: str, last_run_at: float) -> str:
+        if self.expires_s is None:
+            return "Nobody said how long results are kept."
+        kept_s = min([self.expires_s, *(life for glob, life in self.retention.items() if fnmatchcase(task, glob))])
+        if last_run_at < self.now - kept_s:
+            return f"Results are kept for {spell(kept_s)}, and it was last run before that."
+        return self.lost_by if last_run_at < self.since_at else ""
+
+
+def read(broker: Broker, *, timeout_s: float, results_kept: str, now: float) -> tuple[Horizon, Coverage]:
+    """
+    Ask nodes and server what speaks against the absence of a result.
+
+    Args:
+        results_kept: How long results are surely kept, with a unit; empty for as long as nodes say.
+
+    Raises:
+        redis.exceptions.RedisError: If the broker does not answer.
+    """
+    answers = pidbox.ask(broker, _QUESTIONS, timeout_s=timeout_s)
+    confs = [conf for raw in answers.replies["conf"].values() if (conf := _conf(raw)) is not None]
+    ignored: dict[str, bool] = {}
+    for raw in answers.replies["registered"].values():
+        for name, ignores in _ignored(raw):
+            ignored[name] = ignored.get(name, False) or ignores
+    since_at, lost_by = _server(broker, now)
+    lives = [_life(conf.result_expires) for conf in confs]
+    told = [life for life in lives if life is not None]
+    silent = max(0, answers.receivers - len(confs))
+    note = f"{silent:,} node{'s' * (silent != 1)} did not say how results are stored." if silent else ""
+    horizon = Horizon(
+        answered=len(confs),
+        expires_s=seconds(results_kept, "results_kept")
+        if results_kept
+        else min(told)
+        if told and len(told) == len(lives)
+        else None,
+        backends=tuple(sorted({_place(conf.result_backend) for conf in confs})),
+        ignored=ignored,
+        since_at=since_at,
+        lost_by=lost_by,
+        now=now,
+        here=_here(broker),
+        retention={} if results_kept else _kept(broker.target.retention),
+    )
+    return horizon, Coverage(place="settings", seen=len(confs), silent=silent, note=note)
+
+
+def _kept(rules: Mapping[str, str]) -> dict[str, float]:
+    """Return the target's own retention by glob: whoever sets one removes results by it."""
+    return {"*" if task == "default" else task: seconds(life, f"retention.{task}") for task, life in rules.items()}
+
+
+def _conf(raw: bytes) -> _Conf | None:
+    try:
+        return msgspec.convert(pidbox.read(raw), _Conf)
+    except msgspec.ValidationError:
+        return None
+
+
+def _ignored(raw: bytes) -> Iterable[tuple[str, bool]]:
+    lines = pidbox.read(raw)
+    for line in lines if isinstance(lines, list) else []:
+        found = _REGISTERED.fullmatch(str(line))
+        if found:
+            fields = dict(part.partition("=")[::2] for part in (found["fields"] or "").split())
+            yield found["name"], fields.get("ignore_result") == "True"
+
+
+def _life(value: object) -> float | None:
+    """Return how long a result lives by a node's setting, in seconds; None if that cannot be read."""
+    if value is msgspec.UNSET:
+        return _EXPIRES_S
+    if value is None:
+        return inf
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if value > 0 else inf
+    found = _LENGTH.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        return None
+    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + rest) or inf
+
+
+def _place(backend: object) -> str:
+    """Return where a node stores results, without host and user: a host has many names."""
+    text = str(backend or "nowhere")
+    if not urls.is_redis(text):
+        return text.partition(":")[0].partition("+")[0].partition("/")[0] if "://" in text else text
+    path = urlsplit(text.partition(";")[0]).path.strip("/")
+    return f"Redis database {path if path.isdecimal() else 0}"
+
+
+def _is_table(place: str) -> bool:
+    return place in {"db", "database", "django-db"} or "django_celery_results" in place
+
+
+def _here(broker: Broker) -> str:
+    if broker.results is None:
+        return "no Redis"
+    return f"Redis database {int(broker.results.connection_pool.connection_kwargs.get('db') or 0)}"
+
+
+def _server(broker: Broker, now: float) -> tuple[float, str]:
+    """Return since when the server of the results has lost none, and why not for longer."""
+    if broker.results is None:
+        return inf, "Results are not in Redis."
+    info: Mapping[str, Any] = broker.results.info()
+    started_at = now - float(info.get("uptime_in_seconds", 0))
+    if int(info.get("evicted_keys", 0)):
+        return inf, "The server has evicted keys to save memory, and a result may have been among them."
+    if not int(info.get("aof_enabled", 0)):
+        ago = spell(now - started_at)
+        return started_at, f"The server was started {ago} ago and keeps no log of changes: a result may be lost since."
+    return -inf, ""
