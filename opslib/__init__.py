@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from opslib.collectors.care import checkup
     from opslib.collectors.checkpoints import resumable
     from opslib.collectors.find import find
+    from opslib.collectors.reconciling import reconcile
+    from opslib.collectors.remains import remains
     from opslib.collectors.stored import stored
     from opslib.records import record
     from opslib.render.charts import ages
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from opslib.render.failures import failures
     from opslib.render.frames import frame
     from opslib.render.retries import retries
+    from opslib.render.rows import open_rows
     from opslib.render.stored import freed, results_by_age
     from opslib.render.whereabouts import answers, in_words
     from opslib.writer import apply
@@ -46,8 +49,11 @@ __all__ = [
     "frame",
     "freed",
     "in_words",
+    "open_rows",
+    "reconcile",
     "record",
     "rehearse",
+    "remains",
     "results_by_age",
     "resumable",
     "retries",
@@ -71,9 +77,12 @@ _HOMES = {
     "frame": "opslib.render.frames",
     "freed": "opslib.render.stored",
     "in_words": "opslib.render.whereabouts",
+    "open_rows": "opslib.render.rows",
+    "reconcile": "opslib.collectors.reconciling",
     "record": "opslib.records",
     "results_by_age": "opslib.render.stored",
     "rehearse": "opslib.writer.rehearsed",
+    "remains": "opslib.collectors.remains",
     "resumable": "opslib.collectors.checkpoints",
     "retries": "opslib.render.retries",
     "saves": "opslib.collectors.backup",

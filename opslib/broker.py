@@ -50,6 +50,8 @@ class Broker:
 
         apps: Clients of the databases of the application's own keys, by the name that the target has for the key.
 
+        beat: Client of the database in which redbeat keeps its schedule, where the target names one.
+
         environment: What the broker's stamp says of itself (`ops config stamp`); empty if it has none that can be read.
 
         clock_offset_s: How far the server's clock is ahead of this machine's; negative if it is behind.
@@ -63,6 +65,7 @@ class Broker:
     results: Redis | None
     information: Mapping[str, Any] = field(repr=False)
     apps: Mapping[str, Redis] = field(default_factory=dict, repr=False)
+    beat: Redis | None = field(default=None, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     clock_offset_s: float = 0.0
     home: Broker | None = field(default=None, repr=False)
@@ -114,6 +117,21 @@ class Broker:
             information=information,
             home=self.home or self,
         )
+
+    def beside(self, url: str) -> Redis | None:
+        """
+        Return a client of another database of this server, to read there with the broker's own credentials.
+
+        Args:
+            url: As somebody else calls it; None is returned unless that is this server.
+        """
+        own, theirs = urls.place(self.target.broker_url), urls.place(url)
+        server, _, number = theirs.rpartition("/")
+        is_plain = self.target.broker_url.startswith(("redis://", "rediss://")) and number.isdecimal()
+        if not is_plain or server != own.rpartition("/")[0]:
+            return None
+        beside = urlsplit(self.target.broker_url)._replace(path=f"/{number}").geturl()
+        return _client(beside, self.target, retries=1, timeout_s=READ_TIMEOUT_S)
 
     @property
     def environment_problem(self) -> str:
@@ -192,6 +210,7 @@ def connect(target: str | Target = "") -> Broker:
         keys=keys,
         results=results,
         apps=_apps(chosen, reads, results),
+        beat=_client(chosen.beat_url, chosen, retries=1, timeout_s=READ_TIMEOUT_S) if chosen.beat_url else None,
         information=info,
         environment=stamp,
         clock_offset_s=offset_s,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opslib import redact
-from opslib.errors import DatabaseRefused, DatabaseUnreachable, OpsError, SettingsError
+from opslib.errors import DatabaseLocked, DatabaseRefused, DatabaseUnreachable, OpsError, SettingsError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -22,6 +22,8 @@ CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 30
 #: So long a change waits for a row that somebody else has locked.
 LOCK_TIMEOUT_S = 3
+#: So long a transaction may stand still.
+IDLE_TIMEOUT_S = 60
 #: As others see us, in `pg_stat_activity`.
 NAME = "opslib"
 _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "sqlite": "sql"}
@@ -59,7 +61,7 @@ class Database:
         Raises:
             DatabaseUnreachable: If it does not answer, or not in time; DatabaseRefused if it says no.
         """
-        with self.explained(), self._reads.connect() as connection, connection.begin():
+        with self.explained(), self._engine.connect() as connection, connection.begin():
             _settle(connection, self.kind, read_only=True)
             yield connection
 
@@ -71,7 +73,7 @@ class Database:
         Raises:
             DatabaseUnreachable: If it does not answer, or not in time; DatabaseRefused if it says no.
         """
-        with self.explained(), self._writes.connect() as connection, connection.begin():
+        with self.explained(), self._engine.connect() as connection, connection.begin():
             _settle(connection, self.kind, read_only=False)
             yield connection
 
@@ -91,14 +93,7 @@ class Database:
             raise _of(error, self.shown) from None
 
     @cached_property
-    def _reads(self) -> Engine:
-        return self._engine(read_only=True)
-
-    @cached_property
-    def _writes(self) -> Engine:
-        return self._engine(read_only=False)
-
-    def _engine(self, *, read_only: bool) -> Engine:
+    def _engine(self) -> Engine:
         from sqlalchemy import create_engine
         from sqlalchemy.pool import NullPool
 
@@ -106,7 +101,8 @@ class Database:
             "postgresql": {
                 "connect_timeout": CONNECT_TIMEOUT_S,
                 "application_name": NAME,
-                "options": f"-c default_transaction_read_only={'on' if read_only else 'off'}",
+                # A pooler that shares its connections knows nothing of what one of its clients has prepared.
+                "prepare_threshold": None,
             },
             "mysql": {
                 "connect_timeout": CONNECT_TIMEOUT_S,
@@ -153,7 +149,13 @@ def connect(target: Target) -> Database:
 def _settle(connection: Connection, kind: str, *, read_only: bool) -> None:
     """Bound what the transaction may take, and say that it only reads, where it does."""
     if kind == "postgresql":
-        for name, seconds in (("statement_timeout", STATEMENT_TIMEOUT_S), ("lock_timeout", LOCK_TIMEOUT_S)):
+        limits = {
+            "statement_timeout": STATEMENT_TIMEOUT_S,
+            "lock_timeout": LOCK_TIMEOUT_S,
+            # A process of ours that is stopped in the middle must not keep rows locked.
+            "idle_in_transaction_session_timeout": IDLE_TIMEOUT_S,
+        }
+        for name, seconds in limits.items():
             connection.exec_driver_sql(f"SET LOCAL {name} = '{seconds}s'")
         if read_only:
             connection.exec_driver_sql("SET TRANSACTION READ ONLY")
@@ -170,6 +172,11 @@ def _settle(connection: Connection, kind: str, *, read_only: bool) -> None:
         connection.exec_driver_sql("COMMIT")  # that holds from the next transaction on
     elif read_only:
         connection.exec_driver_sql("PRAGMA query_only = ON")
+    else:
+        # What is compared must be what is changed: the lock is taken before the look, not with the first change.
+        driver: Any = connection.connection.dbapi_connection
+        driver.isolation_level = None
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _of(error: Exception, shown: str) -> OpsError:
@@ -185,10 +192,7 @@ def _of(error: Exception, shown: str) -> OpsError:
             hint="Is there an index on the columns that are asked for? Is it busy?",
         )
     if code.startswith(_LOCKED) or "database is locked" in said:
-        return DatabaseRefused(
-            f"{shown}: somebody else holds a lock on what is needed: {said}.",
-            hint="Find who does (`pg_locks`), or try again in a moment.",
-        )
+        return DatabaseLocked(f"{shown}: somebody else holds a lock on what is needed: {said}.")
     if code.startswith(_READ_ONLY) or "readonly database" in said:
         return DatabaseRefused(
             f"{shown} takes no changes: {said}.", hint="Name the primary, and a user that may write."

@@ -127,6 +127,12 @@ class DatabaseRefused(OpsError):
     hint = "Check user, password and rights of the target's database_url (`ops config show`)."
 
 
+class DatabaseLocked(DatabaseRefused):
+    """Raised when somebody else holds a lock in the SQL database, and did not let it go in time."""
+
+    hint = "Find who does (`pg_locks`), or try again in a moment."
+
+
 class Refused(OpsError):
     """Raised when a safety rule forbids a change: not confirmed, replica, stale plan."""
 

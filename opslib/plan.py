@@ -49,6 +49,8 @@ class Kind(StrEnum):
 
         EXPIRE: Give a key a life, or a shorter one.
 
+        REMOVE: Take files of this machine away, and keep them in the run's folder.
+
         PAUSE: Have nodes stop consuming a queue.
 
         RESUME: Have nodes consume a queue.
@@ -94,6 +96,7 @@ class Kind(StrEnum):
     REPAIR = "repair"
     DELETE = "delete"
     EXPIRE = "expire"
+    REMOVE = "remove"
     PAUSE = "pause"
     RESUME = "resume"
     REVOKE = "revoke"
@@ -120,7 +123,10 @@ class Copy:
 
     Attributes:
         place: "waiting", "unacked" or "index" for one message; "list" for all that a list holds; "key" for a key;
-            "results" or "replies" for those keys that a filter means; "held" for all that nodes hold of a queue.
+            "results", "replies", "groups" or "checkpoints" for those keys that a filter means; "app" for the keys that
+            an application has of the tasks which the run itself took out of circulation; "file" for a file of this
+            machine; "held" for all that nodes hold of a queue; "row" for a row of an SQL table, and "rows" for those
+            that a filter means, with the table's name as the key, such as "task_tables.NAME".
 
         key: List that holds it, the unacked hash, or the key itself.
 
@@ -132,7 +138,7 @@ class Copy:
 
         score: The index's score that was seen; None if there was none.
 
-        sha256: Of the stored bytes that were seen; empty for a whole list.
+        sha256: Of the stored bytes that were seen; empty for a whole list. Of a file, by what it is known again.
 
         count: Messages that a whole list held.
 
@@ -190,7 +196,8 @@ class RowChange:
         table: Which table of the target's settings: "task_tables.NAME", "state_rows.NAME", or "beat" for the periodic
             tasks of django-celery-beat.
 
-        key: JSON object of the columns and values by which it is found; one row at most.
+        key: JSON object of the columns and values by which it is found; one row at most. Columns of a task table are
+            called as in its settings ("id", "task_id", "status"), those of any other as they are.
 
         was: JSON object of columns and the values that they still must have; instants as ISO 8601 text.
 
@@ -370,7 +377,12 @@ class Plan:
         """Return the plan as a record has it: with its digest; of messages and arguments no more than their size."""
         content = dict(self.content())
         content["actions"] = [
-            {**row, "message": _size(row["message"]), "redrive": _without_arguments(row["redrive"])}
+            {
+                **row,
+                "message": _size(row["message"]),
+                "redrive": _without_arguments(row["redrive"]),
+                "row": _without_content(row["row"]),
+            }
             for row in cast("list[dict[str, object]]", content["actions"])
         ]
         return {"digest": self.digest, **content}
@@ -389,6 +401,16 @@ def _without_arguments(redrive: object) -> object:
     if not isinstance(redrive, dict):
         return redrive
     return {**redrive, "args": _size(redrive["args"]), "kwargs": _size(redrive["kwargs"])}
+
+
+def _without_content(row: object) -> object:
+    """Return a row's change with no more of what it held than the names of the columns."""
+    if not isinstance(row, dict):
+        return row
+    try:
+        return {**row, "was": ", ".join(json.loads(row["was"] or "{}"))}
+    except (ValueError, TypeError, RecursionError):
+        return {**row, "was": _size(row["was"])}
 
 
 class Status(StrEnum):

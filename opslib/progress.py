@@ -64,7 +64,7 @@ class Progress:
             done, told = count, so_far
             if self._now() - last >= _EVERY_S:
                 last = self._now()
-                self.say(f"{name}: {_pace(done, total, last - began)}{f'; so far {told}' if told else ''}")
+                self.say(f"{name}: {_pace(done, total, last - began)}{f'; so far {told}' if told else ''}", aloud=True)
 
         try:
             yield step
@@ -74,13 +74,18 @@ class Progress:
         counted = f"{done:,} in " if done else ""
         self.say(f"{name}: {counted}{spell(self._now() - began)}{f'; {told}' if told else ''}")
 
-    def say(self, text: str) -> None:
-        """Write a line with the time of the day; a disk that is full must not end the look."""
+    def say(self, text: str, *, aloud: bool = False) -> None:
+        """
+        Write a line with the time of the day; a disk that is full must not end the look.
+
+        Args:
+            aloud: Whether somebody who runs this by hand, with no command around it, gets to read it too.
+        """
         line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {redact.plain(text)}\n"
         for path in self._paths:
             with suppress(OSError):
                 _write(path, line)
-        if not self._paths and sys.stderr.isatty():
+        if aloud and not records.context().record:
             sys.stderr.write(line)
 
 

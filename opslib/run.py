@@ -38,11 +38,14 @@ class Step:
         number: From 1, of `total`.
 
         took_s: None when it begins.
+
+        log: Where the cell writes how far it is; the file may never be there.
     """
 
     name: str
     number: int
     total: int
+    log: Path
     took_s: float | None = None
     failed: bool = False
 
@@ -124,7 +127,7 @@ def _execute_in(
             km=kernel,
             progress_bar=False,
             execution_timeout=CELL_TIMEOUT_S,
-            **_hooks(runbook, say),
+            **_hooks(runbook, say, output.with_name(folders.PROGRESS)),
         )
     except PapermillExecutionError as error:
         return _from_cell(error)
@@ -180,7 +183,7 @@ class _Files:
         return name
 
 
-def _hooks(runbook: Runbook, say: Say | None) -> dict[str, Any]:
+def _hooks(runbook: Runbook, say: Say | None, log: Path) -> dict[str, Any]:
     """Return nbclient's hooks that tell of each code cell as it begins and ends."""
     if say is None:
         return {}
@@ -191,7 +194,8 @@ def _hooks(runbook: Runbook, say: Say | None) -> dict[str, Any]:
         name = cell.get("id", "")
         if cell.cell_type != "code" or name not in runbook.steps:
             return None
-        return Step(name=name, number=runbook.steps.index(name) + 1, total=total, took_s=took_s, failed=failed)
+        number = runbook.steps.index(name) + 1
+        return Step(name=name, number=number, total=total, log=log, took_s=took_s, failed=failed)
 
     def start(cell: NotebookNode, cell_index: int) -> None:
         del cell_index

@@ -187,6 +187,8 @@ class ResultMeant(Protocol):
 
 #: What Celery leaves in its result backend and in the broker's database, and what a filter can mean of it.
 RESULTS, REPLIES = "results", "replies"
+#: What groups and chords count under, and the states that tasks have saved.
+GROUPS, CHECKPOINTS = "groups", "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,7 +197,8 @@ class ResultSelection:
     Which stored keys are meant: those for which every condition holds.
 
     Attributes:
-        what: RESULTS of tasks, or REPLIES: lists in which nodes answered a control client that is gone.
+        what: RESULTS of tasks; REPLIES: lists in which nodes answered a control client that is gone; GROUPS: what
+            groups and chords keep beside the results of their members; CHECKPOINTS: states that tasks have saved.
 
         rule: Glob of the retention that it is about; "*" for the default.
 
@@ -215,7 +218,7 @@ class ResultSelection:
         expires_after_s: Life that the application gives each result, which tells when an unfinished one was written;
             0 where nobody said.
 
-        idle_s: Replies: nobody has read or written it for so long.
+        idle_s: Replies and groups: nobody has read or written it for so long.
     """
 
     what: str = RESULTS

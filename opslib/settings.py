@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from opslib import redact, retention, sizes, task_tables, urls
+from opslib import redact, retention, sizes, task_tables, temporary, urls
 from opslib.durations import seconds
 from opslib.errors import SettingsError
 from opslib.keys import RESULT, Keyspace
@@ -25,6 +25,7 @@ BY_ENVIRONMENT = "default"
 
 BROKER_NAMES = ("OPS_BROKER_URL", "BROKER_URL", "CELERY_BROKER_URL", "REDIS_URL")
 RESULT_NAMES = ("OPS_RESULT_BACKEND", "CELERY_RESULT_BACKEND", "RESULT_BACKEND")
+BEAT_NAMES = ("OPS_BEAT_URL",)
 DATABASE_NAMES = ("OPS_DATABASE_URL", "DATABASE_URL")
 #: Variables by which applications name the databases of keys of their own; what those are, and what they are called.
 APP_KEY_NAMES = {"REDIS_PROGRESS_URL": ("progress", "progress:{task_id}"), "REDIS_LOGS_URL": ("logs", "logs:{task_id}")}
@@ -72,6 +73,8 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
         save_after: How old the server's last snapshot may be while changes are not saved.
 
+        quarantine_after: How long what a run took out of circulation is kept in the broker.
+
         slow_command_ms: Milliseconds that a command may hold the server up.
 
         visibility_timeout: Only for a deployment whose nodes cannot be asked; empty means ask them.
@@ -89,6 +92,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     worker_memory: str = ""
     full_percent: Annotated[int, msgspec.Meta(ge=1, le=100)] = 80
     save_after: str = "24h"
+    quarantine_after: str = "30d"
     slow_command_ms: Annotated[int, msgspec.Meta(ge=1)] = 100
     visibility_timeout: str = ""
 
@@ -124,6 +128,23 @@ class AppKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return redact.url(self.url) if self.url else "the broker's own database"
 
 
+class TemporaryFolder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    Files that tasks leave behind on this machine when they fail.
+
+    Attributes:
+        folder: Absolute; only what is in it or below is ever looked at.
+
+        pattern: Glob of the files' names.
+
+        older_than: A file that was changed since is left alone.
+    """
+
+    folder: str = ""
+    pattern: str = ""
+    older_than: str = "24h"
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
     One Celery deployment.
@@ -147,6 +168,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
         app_keys: What the application keeps for each task, by the name that people have for it.
 
+        beat_url: Redis database in which redbeat keeps its schedule; empty: the broker's own.
+
         database_url: The application's SQL database, with credentials; empty: it has none that is looked at.
 
         task_tables: Its tables with a row for each task, by the name that people have for them.
@@ -154,6 +177,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         state_rows: Its rows that say what it is at, by the name that people have for them.
 
         retention: How long results are kept, by the name or a glob of their task; "default" for the rest.
+
+        temporary_files: Where tasks leave files on this machine, by the name that people have for it.
 
         origins: Where each value came from, for `ops config show`.
     """
@@ -169,10 +194,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     nodes: list[str] = []
     queues: list[str] = []
     app_keys: dict[str, AppKey] = {}
+    beat_url: str = ""
     database_url: str = ""
     task_tables: dict[str, TaskTable] = {}
     state_rows: dict[str, StateRow] = {}
     retention: dict[str, str] = {}
+    temporary_files: dict[str, TemporaryFolder] = {}
     thresholds: Thresholds = Thresholds()
     origins: dict[str, str] = {}
     warnings: list[str] = []
@@ -248,6 +275,7 @@ def described(target: Target) -> list[dict[str, str]]:
         "nodes": ", ".join(target.nodes) or "whoever answers",
         "queues": ", ".join(target.queues) or "those that are found",
         "app_keys": ", ".join(target.app_keys) or "none",
+        "beat_url": redact.url(target.beat_url) if target.beat_url else "the broker's own database",
         "database_url": target.shown_database,
         "task_tables": ", ".join(target.task_tables) or "those that are known by their name",
         "state_rows": ", ".join(target.state_rows) or "none",
@@ -257,6 +285,10 @@ def described(target: Target) -> list[dict[str, str]]:
         shown |= {f"app_keys.{name}.state": "yes"} if each.state else {}
     shown |= {f"task_tables.{name}.table": each.table for name, each in target.task_tables.items()}
     shown |= {f"state_rows.{name}.table": each.table for name, each in target.state_rows.items()}
+    shown["temporary_files"] = ", ".join(target.temporary_files) or "none"
+    for name, place in target.temporary_files.items():
+        told = f"{place.pattern} in {place.folder}, older than {place.older_than}"
+        shown |= {f"temporary_files.{name}": told}
     kept = {**target.retention, retention.DEFAULT: target.retention.get(retention.DEFAULT, retention.DEFAULT_LIFE)}
     shown["retention"] = ", ".join(f"{task} {life}" for task, life in kept.items())
     values = {
@@ -354,6 +386,7 @@ def _from_environment(variables: _Environment, configured: list[str]) -> Target:
         )
         raise SettingsError("No target is named, and the environment describes none.", hint=f"{choose}.")
     results, result_origin, result_others = variables.first(RESULT_NAMES)
+    beat, beat_origin, _ = variables.first(BEAT_NAMES)
     database, sql_origin, sql_others = variables.first(DATABASE_NAMES)
     database, unknown = _database(database, sql_origin)
     warnings = [
@@ -377,12 +410,14 @@ def _from_environment(variables: _Environment, configured: list[str]) -> Target:
             "broker_url": broker,
             "result_backend": results,
             "app_keys": app_keys,
+            "beat_url": beat,
             "database_url": database,
             "retention": kept,
         },
         {
             "broker_url": origin,
             "result_backend": result_origin,
+            "beat_url": beat_origin,
             "database_url": sql_origin,
             **app_origins,
             **kept_origins,
@@ -423,7 +458,7 @@ def _from_table(name: str, table: dict[str, Any], variables: _Environment, file:
         origins.update(dict.fromkeys((f"thresholds.{key}" for key in table["thresholds"]), FILE))
     if isinstance(table.get("retention"), dict):
         origins.update(dict.fromkeys((f"retention.{key}" for key in table["retention"]), FILE))
-    for key in ("broker_url", "result_backend", "database_url"):
+    for key in ("broker_url", "result_backend", "beat_url", "database_url"):
         if isinstance(values.get(key), str):
             where = f"{FILE}: targets.{name}.{key}"
             values[key], origins[key] = _resolve(values[key], where, variables, file.parent)
@@ -496,7 +531,7 @@ def _demo() -> Target:
 
 def _target(name: str, values: dict[str, Any], origins: dict[str, str], warnings: list[str]) -> Target:
     values, warnings = dict(values), [*warnings]
-    places = [(values, key, key) for key in ("broker_url", "result_backend")]
+    places = [(values, key, key) for key in ("broker_url", "result_backend", "beat_url")]
     places += [(table, "url", f"app_keys.{key}.url") for key, table in values.get("app_keys", {}).items()]
     for table, key, what in places:
         url = table.get(key)
@@ -517,11 +552,13 @@ def _target(name: str, values: dict[str, Any], origins: dict[str, str], warnings
     retention.check(target.retention)
     for key, each in target.app_keys.items():
         _check_app_key(target, key, each)
+    for key, place in target.temporary_files.items():
+        _check_temporary(target, key, place)
     return _with_tables(target)
 
 
 def _check_thresholds(thresholds: Thresholds) -> None:
-    for label in ("stuck_after", "save_after", "visibility_timeout"):
+    for label in ("stuck_after", "save_after", "quarantine_after", "visibility_timeout"):
         if text := getattr(thresholds, label):
             seconds(text, label)
     for label in ("redis_memory", "worker_memory"):
@@ -567,6 +604,22 @@ def _check_app_key(target: Target, name: str, app_key: AppKey) -> None:
         raise SettingsError(f"{where}.pattern: {pattern!r} is the name of Celery's keys, or of ours.", hint=what)
 
 
+def _check_temporary(target: Target, name: str, place: TemporaryFolder) -> None:
+    """Refuse a folder, a pattern or an age by which files could go that no task has left."""
+    where = f"Target {target.name}: temporary_files.{name}"
+    if not _APP_KEY_NAME.fullmatch(name):
+        raise SettingsError(f"{where} is no name.", hint="Small letters, digits, _ and -, such as uploads.")
+    if why := temporary.why_not(place.folder):
+        raise SettingsError(f"{where}.folder: {why}", hint='For instance folder = "/var/tmp/app".')
+    if why := temporary.means_too_much(place.pattern):
+        raise SettingsError(f"{where}.pattern: {why}", hint='For instance pattern = "*.part".')
+    if seconds(place.older_than, f"temporary_files.{name}.older_than") < temporary.YOUNGEST_S:
+        raise SettingsError(
+            f"{where}.older_than: {place.older_than} is too short: a task that runs may have just written the file.",
+            hint='An hour at least, such as older_than = "24h".',
+        )
+
+
 def _table(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SettingsError(f"{where} is not a table.")
@@ -586,6 +639,8 @@ def _field_hint(message: str) -> str:
         return 'A duration is text with a unit, such as stuck_after = "3h".' if is_duration else ""
     if "app_keys" in message:
         return _names_hint(unknown.group(1), AppKey.__struct_fields__)
+    if "temporary_files" in message:
+        return _names_hint(unknown.group(1), TemporaryFolder.__struct_fields__)
     for kind, fields in _TABLES.items():
         if kind in message:
             return _names_hint(unknown.group(1), fields)

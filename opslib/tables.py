@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -47,28 +47,38 @@ class Mapped:
 
     def selected(self, *fields: str) -> list[Any]:
         """Return those of these columns that there are, labelled by our names."""
-        return [_as_read(self.columns[field], self.kind).label(field) for field in fields if field in self.columns]
+        return [as_read(self.columns[field], self.kind).label(field) for field in fields if field in self.columns]
 
     def instant(self, value: object) -> datetime | None:
         """Return what a column says of when, aware; None if that is no instant. A naive one is in the table's zone."""
-        moment = value
-        if isinstance(value, str):
-            try:
-                moment = datetime.fromisoformat(value.strip())
-            except ValueError:
-                return None
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            try:
-                moment = datetime.fromtimestamp(value, UTC)
-            except (ValueError, OverflowError, OSError):
-                return None
-        if not isinstance(moment, datetime):
-            return None
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(self.says.zone))
+        return instant(value, self.says.zone)
+
+
+def instant(value: object, zone: str) -> datetime | None:
+    """
+    Return what a database says of when, aware; None if that is no instant.
+
+    Args:
+        zone: Of one that has none.
+    """
+    moment = value
+    if isinstance(value, str):
         try:
-            return aware.astimezone(UTC)
-        except OverflowError:
+            moment = datetime.fromisoformat(value.strip())
+        except ValueError:
             return None
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            moment = datetime.fromtimestamp(value, UTC)
+        except (ValueError, OverflowError, OSError):
+            return None
+    if not isinstance(moment, datetime):
+        return None
+    try:
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(zone))
+        return aware.astimezone(UTC)
+    except OverflowError:
+        return None
 
 
 def task_tables(target: Target, database: Database) -> list[Mapped]:
@@ -91,6 +101,21 @@ def task_tables(target: Target, database: Database) -> list[Mapped]:
         return [_mapped(connection, inspector, name, says) for name, says in known.items() if says.table in found]
 
 
+def task_table(target: Target, database: Database, name: str) -> Mapped:
+    """
+    Find one of those tables by its name.
+
+    Raises:
+        SettingsError: If there is none of that name, or it is not as configured.
+
+        OpsError: If the database does not answer, or says no.
+    """
+    found = {each.name: each for each in task_tables(target, database)}
+    if name not in found:
+        raise SettingsError(f"There is no task table {name!r} in {database.shown}.", hint=near(name, found))
+    return found[name]
+
+
 def state_table(database: Database, name: str, row: StateRow) -> Table:
     """
     Return the table of a state row, if it has the columns that its settings name.
@@ -98,18 +123,31 @@ def state_table(database: Database, name: str, row: StateRow) -> Table:
     Raises:
         SettingsError: If it is not there, or not as configured.
     """
+    return table_of(database, row.table, f"state_rows.{name}", (*row.key, *row.idle))
+
+
+def table_of(database: Database, name: str, where: str, columns: Iterable[str] = ()) -> Table:
+    """
+    Return a table, if it has these columns.
+
+    Args:
+        where: Who asks for it, for the error.
+
+    Raises:
+        SettingsError: If it is not there, or has not all of them.
+    """
     from sqlalchemy import inspect
 
     with database.reading() as connection:
-        inspector = inspect(connection)
-        where = f"state_rows.{name}"
-        table = _reflected(connection, inspector, row.table, where)
-        for column in (*row.key, *row.idle):
-            _column(table, column, where)
+        table = _reflected(connection, inspect(connection), name, where)
+    for column in columns:
+        _column(table, column, where)
     return table
 
 
 def _mapped(connection: Connection, inspector: Inspector, name: str, says: TaskTable) -> Mapped:
+    from sqlalchemy import String
+
     where = f"task_tables.{name}"
     table = _reflected(connection, inspector, says.table, where)
     columns = {field: _column(table, column, f"{where}.columns.{field}") for field, column in says.columns.items()}
@@ -123,6 +161,12 @@ def _mapped(connection: Connection, inspector: Inspector, name: str, says: TaskT
             f"{where}.columns.last_run: {columns['last_run'].name} of {says.table} is {columns['last_run'].type}, "
             "which is no instant.",
             hint="A column of dates with times is wanted.",
+        )
+    if not isinstance(columns["status"].type, String):
+        raise SettingsError(
+            f"{where}.columns.status: {columns['status'].name} of {says.table} is {columns['status'].type}, "
+            "which is no text.",
+            hint="A column of words such as SCHEDULED is wanted.",
         )
     return Mapped(name=name, says=says, table=table, columns=columns, kind=connection.dialect.name)
 
@@ -169,10 +213,14 @@ def _tells_when(column: Column[Any]) -> bool:
     return isinstance(column.type, DateTime | Integer | Numeric | String)
 
 
-def _as_read(column: Column[Any], kind: str) -> Any:  # noqa: ANN401 - a column, or what it is read as
+def as_read(column: Column[Any], kind: str) -> Any:  # noqa: ANN401 - a column, or what it is read as
     """Return a column as it is selected: documents as text, and SQLite's dates, for one may be spelled oddly."""
-    from sqlalchemy import JSON, DateTime, String, Text, cast, type_coerce
+    from sqlalchemy import JSON, Date, DateTime, String, Text, Time, cast, type_coerce
 
     if isinstance(column.type, JSON):
-        return cast(column, Text)
-    return type_coerce(column, String()) if kind == "sqlite" and isinstance(column.type, DateTime) else column
+        return type_coerce(column, Text()) if kind == "sqlite" else cast(column, Text())
+    return (
+        type_coerce(column, String())
+        if kind == "sqlite" and isinstance(column.type, DateTime | Date | Time)
+        else column
+    )

@@ -45,6 +45,13 @@ def is_redis(url: str) -> bool:
     return url.split(":", 1)[0] in _SCHEMES
 
 
+def place(url: str) -> str:
+    """Return which database a Redis URL leads to, "host:port/number"; who asks, and how, is no part of it."""
+    bare = url.partition("?")[0].rpartition("@")[2].rpartition("://")[2].rstrip("/")
+    server, _, number = bare.partition("/")
+    return f"{server if ':' in server or not server else f'{server}:6379'}/{number or 0}"
+
+
 def check(url: str, what: str) -> tuple[str, list[str]]:
     """
     Return a Redis URL that redis-py understands as Celery would have, and warnings about it.

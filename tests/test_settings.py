@@ -301,8 +301,8 @@ def test_a_password_in_the_file_is_refused(load, key, url):
             "unknown field `stuckafter`",
             "Did you mean stuck_after?",
         ),
-        (PROD + "name = 'x'", "'name' is no setting", "Known: app_keys, broker_url"),
-        (PROD + "warnings = []", "'warnings' is no setting", "Known: app_keys, broker_url"),
+        (PROD + "name = 'x'", "'name' is no setting", "Known: app_keys, beat_url"),
+        (PROD + "warnings = []", "'warnings' is no setting", "Known: app_keys, beat_url"),
         (PROD + "protected = 'yes'", "protected: expected `bool`, got `str`", ""),
         (PROD + "nodes = 'w1@h'", "nodes: expected `array`, got `str`", ""),
         ("[targets.prod]\nbroker_url = 5", "broker_url: expected `str`, got `int`", ""),
@@ -349,6 +349,7 @@ result_keyprefix = "res:"
 master_name = "mymaster"
 nodes = ["w1@h", "w2@h"]
 queues = ["mail"]
+beat_url = "redis://beat/2"
 app_keys.progress = {{ pattern = "p:{{task_id}}", url = "redis://app/1" }}
 retention = {{ "mail.*" = "2d", default = "6h" }}
 thresholds = {{ stuck_after = "90m", loop_after = 3, visibility_timeout = "2h" }}
@@ -366,6 +367,7 @@ thresholds = {{ stuck_after = "90m", loop_after = 3, visibility_timeout = "2h" }
         "master_name": "mymaster",
         "nodes": ["w1@h", "w2@h"],
         "queues": ["mail"],
+        "beat_url": "redis://beat/2",
         "app_keys": {"progress": settings.AppKey(pattern="p:{task_id}", url="redis://app/1")},
         "retention": {"mail.*": "2d", "default": "6h"},
         "thresholds": settings.Thresholds(stuck_after="90m", loop_after=3, visibility_timeout="2h"),

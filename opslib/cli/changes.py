@@ -104,8 +104,11 @@ def undo(
         plan = undoing.plan(broker, run_id)
         has_revoked = not plan and undoing.has_revoked(broker, run_id)
         left = undoing.not_undone(broker, run_id)
+        more = undoing.elsewhere(broker, run_id)
     for sentence in left:
         output.say(f"Not undone: {sentence}")
+    if more:
+        output.say(f"{more} more of its databases have something to put back: run this again after it, for each.")
     if has_revoked:
         output.say(
             f"Run {run_id} told nodes to drop tasks, and nothing of it is left to put back: a revoke is not undone. "

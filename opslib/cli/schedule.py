@@ -100,7 +100,7 @@ def pause(
     verbose: options.Verbose = False,
 ) -> None:
     """
-    Have beat leave an entry out; only where redbeat keeps the schedule.
+    Have beat leave an entry out, where redbeat or django-celery-beat keeps the schedule.
 
     Example: ops schedule pause nightly-report --apply --reason "the warehouse moves"
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import typer
 
 from opslib.cli import options, output
@@ -23,15 +25,20 @@ def stats(
     """
     Show how many tasks there are in each place, how busy the nodes are, and what is stored.
 
+    Where the target is configured with task tables of its application, their rows by status too.
+
     Nothing is judged here: `ops run stuck-tasks` and `ops run queue-backlog` say what is wrong.
 
     Example: ops stats --target prod
     """
     del verbose
-    from opslib.collectors import collect
+    from opslib.collectors import collect, task_rows
     from opslib.render import overview
 
-    seen = collect(output.open_broker(target, env_file), answer_within=timeout, settle="0.01s")
+    broker = output.open_broker(target, env_file)
+    seen = collect(broker, answer_within=timeout, settle="0.01s")
+    statuses, coverage = task_rows.overall(broker.target)
+    seen = replace(seen, statuses=tuple(statuses), coverage=(*seen.coverage, *coverage))
     form = output.form(output_form, as_json=as_json)
     if form in {options.Format.JSON, options.Format.JSONL}:
         output.document(overview.figures(seen), form)

@@ -1,42 +1,33 @@
-"""redbeat's keys, the nodes' configuration and the newest messages → the schedule, the lock on it, who sends twice."""
+"""redbeat's keys, Django's tables, the nodes' configuration, the newest messages → the schedule, and who serves it."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta, timezone
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
-from zoneinfo import ZoneInfo
 
 import msgspec
 
-from opslib import pidbox, redact, refusals
-from opslib.collectors import MAX_KEYS, keyspace, looks, queues
-from opslib.durations import seconds, spell
-from opslib.envelope import digest
+from opslib import pidbox, redact, refusals, urls
+from opslib.collectors import MAX_KEYS, django_beat, entries, keyspace, looks, queues, redbeat
+from opslib.durations import seconds
+from opslib.errors import OpsError
 from opslib.facts import BeatLock, Coverage, ScheduleEntry, Schedules, SentTwice, Snapshot
-from opslib.facts.beat import CONFIGURATION, REDBEAT
-from opslib.keys import RedBeat, key_name, raw_name
+from opslib.keys import RedBeat, raw_name
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from opslib.broker import Broker
 
-#: Entries that are read; a schedule of more is told of as not wholly seen.
-_MOST = 5_000
-_PAGE = 100
-_LARGEST = 256 * 1024
 #: Of each queue's list, so many of the newest messages are looked at for who has sent them.
 _NEWEST = 200
 #: Celery's beat sleeps no longer than this, and redbeat takes its lock for five times as long.
 _INTERVAL_S, _LOCK_INTERVALS = 300.0, 5
-#: What an entry calls its task with.
-_CALL: tuple[tuple[str, type], ...] = (("args", list), ("kwargs", dict), ("options", dict))
-#: How a node spells a length of time: 0:02:00, or 1 day, 0:00:00.
-_CLOCK = re.compile(r"(?:\d+ days?, )?\d+:\d\d:\d\d(?:\.\d+)?")
+#: By which name a configuration has beat look at Django's tables.
+_DJANGO = ("django_celery_beat", "django")
 
 
 class _Conf(msgspec.Struct):
@@ -61,6 +52,24 @@ class _Message(msgspec.Struct):
     headers: _Headers
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    """
+    What redbeat keeps in Redis.
+
+    Attributes:
+        coverage: How much of it was read; None where there is no such schedule.
+
+        elsewhere, site: See `Schedules`.
+    """
+
+    entries: tuple[ScheduleEntry, ...] = ()
+    coverage: Coverage | None = None
+    lock: BeatLock | None = None
+    elsewhere: str = ""
+    site: str = ""
+
+
 _message = msgspec.json.Decoder(_Message).decode
 
 
@@ -82,26 +91,33 @@ def schedule(broker: Broker, *, answer_within: str = "1.5s", max_keys: int = MAX
         seen = looks.around(broker, found, keys_coverage, timeout_s=timeout_s)
         confs = _configurations(broker, timeout_s) if seen.receivers else []
         conf = _agreed(confs)
-        keys = RedBeat(conf.redbeat_key_prefix or RedBeat().prefix)
-        elsewhere = _elsewhere(broker, conf)
-        stored, unread = _stored(broker, keys)
         interval_s = conf.beat_max_loop_interval or _INTERVAL_S
         taken_for_s = (conf.redbeat_lock_timeout or interval_s * _LOCK_INTERVALS) if confs else None
-        lock = _lock(broker, keys, taken_for_s)
-        names = {entry.name for entry in stored}
-        told = [row for row in _configured(conf.beat_schedule) if row.name not in names]
+        kept = _kept(broker, conf, taken_for_s)
+        expected = str(conf.beat_scheduler).startswith(_DJANGO)
+        django = django_beat.read(broker.target, seen.taken_at, expected=expected)
+        names = {entry.name for entry in (*kept.entries, *django.entries)}
+        known_to_nodes = list(entries.configured(conf.beat_schedule))
+        told = [row for row in known_to_nodes if row.name not in names]
+        in_tables = [
+            replace(row, is_static=any(row.name == each.name for each in known_to_nodes)) for row in django.entries
+        ]
         twice, looked_at = _twice(broker, [queue.name for queue in seen.queues])
-    coverage = [*seen.coverage, *_coverage(seen, confs, stored, unread, told, elsewhere)]
+    own = [] if kept.entries or in_tables or kept.elsewhere or expected else told  # it may be in beat's own file
+    coverage = [*seen.coverage, *filter(None, [kept.coverage]), *django.coverage, *_coverage(seen, confs, own)]
     coverage.append(Coverage(place="newest messages", seen=looked_at, silent=0))
     known = {each.name: getattr(seen, each.name) for each in fields(Snapshot)}
     known["coverage"] = tuple(coverage)
+    every = (*kept.entries, *in_tables, *told)
     return Schedules(
         **known,
-        entries=tuple(sorted((*stored, *told), key=lambda row: (row.due_at is None, row.due_at or 0.0, row.name))),
-        lock=lock,
+        entries=tuple(sorted(every, key=lambda row: (row.due_at is None, row.due_at or 0.0, row.name))),
+        lock=kept.lock,
         interval_s=interval_s,
         twice=tuple(twice),
-        elsewhere=elsewhere,
+        elsewhere=kept.elsewhere,
+        site=kept.site,
+        told_at=django.told_at,
     )
 
 
@@ -123,6 +139,7 @@ def _agreed(confs: Sequence[_Conf]) -> _Conf:
     made = _Conf()
     for conf in confs:
         made.beat_schedule = {**conf.beat_schedule, **made.beat_schedule}
+        made.beat_scheduler = made.beat_scheduler or conf.beat_scheduler
         made.beat_max_loop_interval = made.beat_max_loop_interval or conf.beat_max_loop_interval
         made.redbeat_key_prefix = made.redbeat_key_prefix or conf.redbeat_key_prefix
         made.redbeat_lock_timeout = made.redbeat_lock_timeout or conf.redbeat_lock_timeout
@@ -130,155 +147,36 @@ def _agreed(confs: Sequence[_Conf]) -> _Conf:
     return made
 
 
-def _elsewhere(broker: Broker, conf: _Conf) -> str:
-    """Return where redbeat keeps its schedule if that is not here, by server and database; empty if it is."""
-    url = conf.redbeat_redis_url
-    if not url or _place(url) == _place(broker.target.broker_url):
-        return ""
-    return redact.url(url)
+def _kept(broker: Broker, conf: _Conf, taken_for_s: float | None) -> _Kept:
+    """
+    Return what redbeat keeps, wherever that is: where the target says, or else where a node does.
 
-
-def _place(url: str) -> str:
-    """Return what of a URL says which database it is; the user is no part of it, and database 0 need not be said."""
-    bare = url.partition("?")[0].rpartition("@")[2].rpartition("://")[2].rstrip("/")
-    return bare if "/" in bare else f"{bare}/0"
-
-
-def _stored(broker: Broker, keys: RedBeat) -> tuple[list[ScheduleEntry], Coverage | None]:
-    """Return the entries of redbeat, and how many were not read; None where there is no such schedule."""
-    reads = broker.reads
-    name = raw_name(keys.schedule)
-    if reads.type(name) != b"zset":
-        return [], None
-    rows = cast("list[tuple[bytes, float]]", reads.zrange(name, 0, _MOST - 1, withscores=True))
-    rest = max(0, int(reads.zcard(name)) - len(rows))
-    found = []
-    for start in range(0, len(rows), _PAGE):
-        page = rows[start : start + _PAGE]
-        pipe = reads.pipeline(transaction=False)
-        for key, _ in page:
-            pipe.hstrlen(key, "definition")
-            pipe.hmget(key, "definition", "meta")
-        answers = pipe.execute(raise_on_error=False)
-        found += [
-            _entry(key_name(key), keys, score, size, values)
-            for (key, score), size, values in zip(page, answers[::2], answers[1::2], strict=True)
-        ]
-    statics = _statics(broker, keys, [row.name for row in found])
-    found = [replace(row, is_static=row.name in statics) for row in found]
-    odd = sum(1 for row in found if row.problem)
-    note = f"{rest:,} more were not looked at." if rest else ""
-    return found, Coverage(place="schedule", seen=len(found), silent=rest + odd, note=note)
-
-
-def _statics(broker: Broker, keys: RedBeat, names: Sequence[str]) -> set[str]:
-    """Return those entries that a beat has written from the application's configuration."""
-    name = raw_name(keys.statics)
-    if not names or broker.reads.type(name) != b"set":
-        return set()
-    said = cast("list[int]", broker.reads.smismember(name, [raw_name(each) for each in names]))
-    return {each for each, is_member in zip(names, said, strict=True) if is_member}
-
-
-def _entry(key: str, keys: RedBeat, score: float, size: object, values: object) -> ScheduleEntry:
-    row = ScheduleEntry(
-        name=key.removeprefix(keys.prefix), source=REDBEAT, key=key, due_at=score if score >= 0 else None
-    )
-    if isinstance(size, Exception) or isinstance(values, Exception):
-        return _odd(row, "Its key is no hash of redbeat's.")
-    if isinstance(size, int) and size > _LARGEST:
-        return _odd(row, f"Its definition has {size:,} bytes.")
-    definition, meta = cast("tuple[bytes | None, bytes | None]", values)
-    if not definition:
-        return _odd(row, "It stands in the schedule and has no definition; beat drops it.")
+    What a node says is enough to look into another database of the broker's own server, with the broker's own
+    credentials. It is not enough to change anything there, nor to connect to another server.
+    """
+    keys = RedBeat(conf.redbeat_key_prefix or RedBeat().prefix)
+    url, told = broker.target.beat_url, conf.redbeat_redis_url or ""
+    if not url and (not told or urls.place(told) == urls.place(broker.target.broker_url)):
+        return _read(broker.reads, keys, taken_for_s)
+    shown = redact.url(url or told)
     try:
-        said, ran = json.loads(definition), json.loads(meta or b"{}")
-        call = {each: said.get(each) or kind() for each, kind in _CALL}
-        return replace(
-            row,
-            task=str(said.get("task") or ""),
-            when=_every(said.get("schedule")),
-            is_on=bool(said.get("enabled", True)),
-            last_run_at=_moment(ran.get("last_run_at")),
-            runs=_whole(ran.get("total_run_count")),
-            sha256=digest(definition),
-            **_aimed(call),
-        )
-    except (ValueError, TypeError, AttributeError, RecursionError, KeyError):
-        return _odd(row, "Its definition cannot be read.")
+        with refusals.explained(shown):
+            if url:
+                site = broker.elsewhere(cast("Redis", broker.beat), url)
+                kept = _read(site.reads, keys, taken_for_s)
+                return kept if site is broker else replace(kept, elsewhere=shown, site=site.fingerprint)
+            client = broker.beside(told)
+            if client is not None:
+                return replace(_read(client, keys, taken_for_s), elsewhere=shown)
+    except OpsError as error:
+        return _Kept(elsewhere=shown, coverage=Coverage(place="schedule", seen=0, silent=1, note=error.message))
+    note = f"redbeat keeps it in {shown}; `beat_url` of the target lets this tool look there."
+    return _Kept(elsewhere=shown, coverage=Coverage(place="schedule", seen=0, silent=1, note=note))
 
 
-def _odd(row: ScheduleEntry, problem: str) -> ScheduleEntry:
-    return replace(row, problem=problem)
-
-
-def _aimed(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an entry's call says of where its tasks wait, and the call as it is kept."""
-    options = call["options"]
-    return {
-        "queue": str(options.get("queue") or ""),
-        "priority": _whole(options.get("priority")) or 0,
-        "call": json.dumps(call),
-    }
-
-
-def _configured(schedule: Mapping[str, Any]) -> Iterator[ScheduleEntry]:
-    """Return the entries that the nodes' configuration has; when they last ran, it does not say."""
-    for name, said in sorted(schedule.items()):
-        row = ScheduleEntry(name=name, source=CONFIGURATION)
-        try:
-            call = {
-                each: said.get(each) or kind() for each, kind in (("args", list), ("kwargs", dict), ("options", dict))
-            }
-            yield replace(row, task=str(said["task"]), when=_every(said["schedule"]), **_aimed(call))
-        except (KeyError, TypeError, AttributeError, ValueError):
-            yield _odd(row, "The nodes' configuration does not tell what it does.")
-
-
-def _every(schedule: object) -> str:
-    """Return how often, in words: of seconds, of a crontab, of what a node spells for people."""
-    if isinstance(schedule, (int, float)):
-        return f"every {spell(float(schedule))}"
-    if isinstance(schedule, dict):
-        kind = schedule.get("__type__")
-        if kind == "interval":
-            return f"every {spell(float(schedule['every']))}"
-        if kind == "crontab":
-            fields = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
-            return f"crontab {' '.join(str(schedule[each]) for each in fields)}"
-        return str(kind or "")
-    text = (
-        str(schedule).removeprefix("<").removesuffix(">").replace(" (m/h/dM/MY/d)", "").replace("crontab:", "crontab")
-    )
-    return f"every {text}" if _CLOCK.fullmatch(text) else text
-
-
-def _moment(value: object) -> float | None:
-    """Return an instant as redbeat writes it; naive ones are UTC."""
-    if not isinstance(value, dict):
-        return None
-    zone = value.get("timezone", "UTC")
-    tz = timezone(timedelta(seconds=zone)) if isinstance(zone, (int, float)) else ZoneInfo(str(zone))
-    year, month, day, hour, minute, second, micro = (
-        int(value[each]) for each in ("year", "month", "day", "hour", "minute", "second", "microsecond")
-    )
-    return datetime(year, month, day, hour, minute, second, micro, tzinfo=tz).astimezone(UTC).timestamp()
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _lock(broker: Broker, keys: RedBeat, taken_for_s: float | None) -> BeatLock | None:
-    name = raw_name(keys.lock)
-    if broker.reads.type(name) != b"string":
-        return None
-    raw, life_ms = cast("bytes | None", broker.reads.get(name)), int(broker.reads.pttl(name))
-    if raw is None:
-        return None
-    life_s = life_ms / 1000
-    ago_s = taken_for_s - life_s if taken_for_s and 0 <= life_s <= taken_for_s else None
-    return BeatLock(key=keys.lock, life_s=life_s if life_ms >= 0 else -1.0, renewed_ago_s=ago_s, sha256=digest(raw))
+def _read(reads: Redis, keys: RedBeat, taken_for_s: float | None) -> _Kept:
+    stored, coverage = redbeat.stored(reads, keys)
+    return _Kept(entries=tuple(stored), coverage=coverage, lock=redbeat.lock(reads, keys, taken_for_s))
 
 
 def _twice(broker: Broker, names: Sequence[str]) -> tuple[list[SentTwice], int]:
@@ -308,21 +206,10 @@ def _twice(broker: Broker, names: Sequence[str]) -> tuple[list[SentTwice], int]:
     return found, count
 
 
-def _coverage(
-    seen: Snapshot,
-    confs: Sequence[_Conf],
-    stored: Sequence[ScheduleEntry],
-    unread: Coverage | None,
-    told: Sequence[ScheduleEntry],
-    elsewhere: str,
-) -> Iterator[Coverage]:
-    if unread is not None:
-        yield unread
-    if elsewhere and not stored:
-        yield Coverage(place="schedule", seen=0, silent=1, note=f"redbeat keeps it in {elsewhere}.")
+def _coverage(seen: Snapshot, confs: Sequence[_Conf], own: Sequence[ScheduleEntry]) -> Iterator[Coverage]:
     silent = max(0, seen.receivers - len(confs))
     note = f"{silent:,} node{'s' * (silent != 1)} did not tell its configuration." if silent else ""
     yield Coverage(place="configuration", seen=len(confs), silent=silent, note=note)
-    if told and not stored and not elsewhere:
+    if own:
         note = "When each entry last ran, and whether beat runs, is known to the file on the host of beat alone."
         yield Coverage(place="beat's own file", seen=0, silent=1, note=note)

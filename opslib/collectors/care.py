@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import msgspec
 
 from opslib import pidbox, refusals
-from opslib.collectors import MAX_KEYS, MAX_MESSAGES, keyspace, looks, queues, unacked
+from opslib.collectors import MAX_KEYS, MAX_MESSAGES, keyspace, looks, queues, task_rows, unacked
 from opslib.collectors import dead_letters as dead
 from opslib.durations import seconds
 from opslib.errors import BadParameter
@@ -113,7 +113,9 @@ def checkup(
             seen = looks.second(broker, found, seen, timeout_s=timeout_s)
         if before:
             letters = dead.again(broker, letters, before)
-    return replace(seen, letters=letters, care=care, coverage=(*seen.coverage, *letters_coverage, *care_coverage))
+    statuses, tables_coverage = task_rows.overall(broker.target)
+    coverage = (*seen.coverage, *letters_coverage, *care_coverage, *tables_coverage)
+    return replace(seen, letters=letters, care=care, statuses=tuple(statuses), coverage=coverage)
 
 
 def read(

@@ -155,18 +155,19 @@ def reconcile(
             known.append(_seen(each, read))
         samples, gone = count.samples(), count.gone()
         for each in mapped:
-            samples = _whole(base, each, samples, progress, check=check_execution)
+            samples = _whole(base, each, samples, progress, check=check_execution, keep=with_arguments)
             # What would be sent again is asked about whether anybody wants to know or not: it may have been done.
             gone = _whole(base, each, gone, progress, check=True, keep=True) if with_arguments else gone
+    if with_arguments:  # of these no result could tell, and a verifier did
+        gone += [row for row in samples if row.sighting == BEYOND and row.effect is False]
     known_fields = {one.name: getattr(seen, one.name) for one in fields(Snapshot)}
-    known_fields["coverage"] = (*seen.coverage, *rows_of_coverage)
+    known_fields |= {"coverage": (*seen.coverage, *rows_of_coverage), "statuses": tuple(statuses)}
     return Reconciled(
         **known_fields,
         database=base.shown,
         open_for_s=hours * 3600.0,
         tables=tuple(known),
         counts=tuple(count.rows()),
-        statuses=tuple(statuses),
         samples=tuple(samples),
         met=tuple(count.met),
         gone=tuple(gone),

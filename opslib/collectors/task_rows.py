@@ -8,14 +8,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opslib import redact
-from opslib.facts import StatusCount, TaskRow
+from opslib.database import connect
+from opslib.errors import OpsError
+from opslib.facts import Coverage, StatusCount, TaskRow
+from opslib.tables import task_tables
 
 if TYPE_CHECKING:
     from sqlalchemy import Select
 
     from opslib.database import Database
+    from opslib.settings import Target
     from opslib.tables import Mapped
 
+#: The task tables as a whole, in a coverage.
+PLACE = "task tables"
 #: Rows of a page: each is a short transaction by itself.
 PAGE = 5_000
 #: Ids that are asked for at once.
@@ -118,6 +124,28 @@ def statuses(database: Database, table: Mapped) -> tuple[list[StatusCount], int]
         for text, n in ((_text(status), n) for status, n in counted[:_MOST_STATUSES])
     ]
     return rows, sum(int(n) for _, n in counted[_MOST_STATUSES:])
+
+
+def overall(target: Target) -> tuple[list[StatusCount], list[Coverage]]:
+    """
+    Return how many rows the tables that a target is configured with have of each status; nothing where it has none.
+
+    What cannot be read is a row of coverage: who asks how a deployment is has asked about more than that.
+    """
+    if not target.task_tables:
+        return [], []
+    found: list[StatusCount] = []
+    beyond = 0
+    try:
+        base = connect(target)
+        for table in task_tables(target, base):
+            rows, rest = statuses(base, table)
+            found += rows
+            beyond += rest
+    except OpsError as error:
+        return found, [Coverage(place=PLACE, seen=0, silent=1, note=error.message)]
+    note = f"{beyond:,} rows have statuses beyond those that are told apart." if beyond else ""
+    return found, [Coverage(place=PLACE, seen=sum(row.count for row in found), silent=beyond, note=note)]
 
 
 def states(database: Database, table: Mapped, ids: Sequence[str]) -> dict[str, str]:

@@ -51,6 +51,23 @@ def read(
     return rows, odd, Coverage(place="unacked", seen=seen, silent=left, note=note)
 
 
+def raws(broker: Broker) -> Iterator[bytes]:
+    """Yield every entry as it is stored; one that is too large to be fetched is an empty one."""
+    for start in _fields_in_pages(broker):
+        yield from (raw or b"" for _, raw in _values(broker, start))
+
+
+def _fields_in_pages(broker: Broker) -> Iterator[list[bytes]]:
+    page: list[bytes] = []
+    for field in _fields(broker):
+        page.append(field)
+        if len(page) >= _PAGE:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
 def _indexed(broker: Broker, limit: int) -> dict[bytes, float | None]:
     """Return delivery tags with their scores, oldest first, in pages."""
     scores: dict[bytes, float | None] = {}

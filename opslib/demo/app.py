@@ -12,12 +12,28 @@ from typing import Any
 from celery import Celery, Task, group
 from celery.exceptions import Reject
 
+from opslib.demo import ledger
+from opslib.demo.faults import KEPT_S
 from opslib.demo.notes import note
 from opslib.worker import capture, checkpoint
 
-app = Celery("shop", broker=os.environ["DEMO_BROKER_URL"], backend=os.environ["DEMO_BROKER_URL"])
+
+class Booked(Task):  # type: ignore[type-arg]  # which is generic for mypy alone
+    """A task that writes into its row that it is done, where it has one: whoever sent it wrote that."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever a task takes and returns
+        """Run it; its result is stored after that."""
+        result = self.run(*args, **kwargs)
+        ledger.close(str(self.request.id))
+        return result
+
+
+app = Celery("shop", broker=os.environ["DEMO_BROKER_URL"], backend=os.environ["DEMO_BROKER_URL"], task_cls=Booked)
 app.conf.update(
     result_extended=True,
+    result_expires=KEPT_S,
     task_track_started=True,
     broker_connection_retry_on_startup=True,
     worker_hijack_root_logger=False,
@@ -73,7 +89,9 @@ def render_report(month: str) -> str:
 def transcode_video(self: Task[Any, Any], video: int, length_s: float) -> str:
     """Acknowledged when it starts, so it is lost with its worker; its result stays STARTED."""
     note(str(self.request.id), 10, f"video {video}: the first pass begins")
+    ledger.set_agent("busy", str(self.request.id))
     time.sleep(length_s)
+    ledger.set_agent("idle")
     return f"video {video}"
 
 
@@ -179,6 +197,36 @@ def import_catalogue(self: Task[Any, Any], catalogue: str, pages: int) -> str:
         time.sleep(0.01)
         state.save(progress=(page + 1) / pages, pages=page + 1)
     return f"catalogue of {pages} pages"
+
+
+@app.task(name="shop.signals.send_signal")
+def send_signal(instance_id: int, model: str, action: str) -> str:
+    """Healthy and quick: whoever cares for orders is told of one."""
+    return f"{model} {instance_id}: {action}"
+
+
+@app.task(name="shop.hooks.deliver_hook", track_started=False)
+def deliver_hook(hook_id: int, retry: bool) -> str:  # noqa: FBT001 - as it stands in its row
+    """Tell a customer's server; nobody who answers is an error, and one of them never answers."""
+    url = ledger.try_hook(hook_id)
+    if "slow" in url:
+        time.sleep(1800)
+    delivered, answer = _answer(url)
+    ledger.answer_hook(hook_id, delivered=delivered, answer=answer)
+    return answer
+
+
+def _answer(url: str) -> tuple[bool | None, str]:
+    if "gone" in url:
+        return False, "404 from its receiver, after which nobody tried again."
+    if "later" in url:
+        return None, "202 from its receiver, who never says more."
+    return True, "200 from its receiver."
+
+
+@app.task(name="shop.pages.count_view", ignore_result=True)
+def count_view(page: str) -> None:
+    """Healthy and quick; keeps no result."""
 
 
 def receipt_after_notice(order: int, queue: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from opslib.demo import ledger
 from opslib.keys import Keyspace
 
 if TYPE_CHECKING:
@@ -24,10 +25,14 @@ DOOMED, IMPORTS, CROWD, CLERK = "doomed@shop", "imports@shop", "crowd@shop", "cl
 REPORTS, REPORTS_RUNNING = 6, 2
 RETRIES_SEEN = 12
 TWO_HOURS_S = 7200
+#: So long the shop keeps results.
+KEPT_S = 3 * 86_400
 #: Tasks that all fail for the same reason; fewer retries than count as a loop of one task.
 STORM, STORM_RETRIES = 20, 4
 #: Invoices that wait before the demo is ready, by the priority that their sender gave them: 10 was meant to be urgent.
 INVOICES = {0: 30, 3: 12, 10: 8}
+#: The hook that a node delivers when it is killed.
+LOST_HOOK = 31
 #: What a shell script of the shop's pushes into the wrong list.
 POISON = (b"SKU-4411;stock=12;warehouse=B", b"SKU-4412;stock=0;warehouse=B")
 
@@ -117,15 +122,18 @@ def make(stage: Stage) -> tuple[Fault, ...]:
 
 
 def _killed_node(stage: Stage, video: str, reports: list[str]) -> tuple[Fault, ...]:
-    """SIGKILL a worker that holds seven tasks: six late-acknowledged reports and a video acknowledged at its start."""
+    """SIGKILL a worker that holds eight tasks: six late-acknowledged reports; a video and a hook, acknowledged before."""
     worker = stage.workers[DOOMED]
     stage.until(f"{DOOMED} has every report", lambda: set(reports) <= unacked(stage.redis).keys())
     # Its process writes STARTED before the node acknowledges it; killed in between, it would leave its message behind.
     stage.until(f"{DOOMED} runs the video", lambda: state(stage.redis, video) == "STARTED")
     stage.until(f"{DOOMED} has acknowledged the video", lambda: video not in unacked(stage.redis))
+    stage.until(f"{DOOMED} has told what its agent is at", lambda: ledger.agent() == "busy")
+    stage.until(f"{DOOMED} delivers a hook", lambda: ledger.is_tried(LOST_HOOK))
+    stage.until(f"{DOOMED} has acknowledged the hook", lambda: not _unacked_of(stage.redis, "shop.hooks.deliver_hook"))
     stage.until(f"{DOOMED} runs two reports", lambda: len(_running(stage.redis, reports)) == REPORTS_RUNNING)
     running = _running(stage.redis, reports)
-    stage.say(f"{DOOMED} takes {len(reports)} reports and a video, and is killed with SIGKILL")
+    stage.say(f"{DOOMED} takes {len(reports)} reports, a video and a hook, and is killed with SIGKILL")
     worker.kill()
     stage.until(f"the pool of {DOOMED} is gone", worker.has_gone)
     return (
@@ -297,6 +305,10 @@ def unacked(redis: Redis) -> dict[str, dict[str, Any]]:
     """Return the headers of every unacknowledged message by task id; the demo has but a few."""
     triples = [json.loads(value) for value in cast("list[bytes]", redis.hvals(_KEYS.unacked))]
     return {triple[0]["headers"]["id"]: triple[0]["headers"] for triple in triples}
+
+
+def _unacked_of(redis: Redis, task: str) -> bool:
+    return any(headers["task"] == task for headers in unacked(redis).values())
 
 
 def state(redis: Redis, task_id: str) -> str:

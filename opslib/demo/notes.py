@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 PROGRESS, LOGS = 1, 2
+PATTERN = "progress:{task_id}"
 
 
 def beside(url: str, database: int) -> str:

@@ -16,6 +16,7 @@ import msgspec
 from platformdirs import user_runtime_path
 
 from opslib import redact
+from opslib.demo import ledger
 from opslib.demo.faults import Fault
 from opslib.errors import OpsError, SettingsError
 
@@ -27,7 +28,10 @@ NODES = ("doomed", "imports", "clerk", "crowd")
 FILES = (
     *(STATE, f"{STATE}.new", PROGRESS, "server.log", "server.rdb", f"{SUPERVISOR}.log"),
     *(f"{node}.log" for node in NODES),
+    *(f"{ledger.FILE}{part}" for part in ("", "-wal", "-shm", "-journal")),
 )
+#: The folder of the server's log of changes, and what its files begin with.
+CHANGES, CHANGES_FILE = "server.changes", "changes.aof"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,9 +134,13 @@ def read(folder: Path) -> Demo | None:
 
 def clean(folder: Path) -> None:
     """Remove what a demo wrote into its folder; for its owner, everybody else calls `sweep`."""
-    for name in FILES:
+    changes = folder / CHANGES
+    halves = [*folder.glob("temp-rewriteaof-*.aof"), *folder.glob("temp-[0-9]*.rdb")]  # of a server that was killed
+    for path in (*(folder / name for name in FILES), *halves, *changes.glob(f"{CHANGES_FILE}.*")):
         with suppress(OSError):
-            (folder / name).unlink()
+            path.unlink()
+    with suppress(OSError):
+        changes.rmdir()
 
 
 def own(folder: Path) -> bool:

@@ -112,7 +112,7 @@ class Supervisor:
         traffic.start()
         failing = failures.send(stage)  # first: some of them take their time to die
         made = (*faults.make(stage), *failures.buried(stage, failing), *clock.stop(stage.redis))
-        made += leftovers.leave(stage.redis)
+        made += leftovers.leave(stage.redis, embedded.url)
         self._until(
             "the first receipts are out", lambda: all(faults.state(client, order) == "SUCCESS" for order in first)
         )

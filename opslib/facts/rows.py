@@ -6,6 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import StatusCount
 
 #: Where the task of a row was met.
 ENDED = "ended"  # a final result is stored
@@ -138,21 +139,6 @@ class RowCount:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StatusCount:
-    """
-    All rows of one status.
-
-    Attributes:
-        standing: "open", "closed", or "other" for one that is neither and yet no end.
-    """
-
-    table: str
-    status: str
-    standing: str
-    count: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SeenTable:
     """
     A task table that was read.
@@ -188,8 +174,6 @@ class Reconciled(Snapshot):
 
         counts: All of them, by what they have in common.
 
-        statuses: All rows of the tables, by status.
-
         samples: Of each task and sighting the rows that have waited the longest.
 
         met: Rows whose task is with a node or unacknowledged; so many of them as are kept.
@@ -203,7 +187,6 @@ class Reconciled(Snapshot):
     open_for_s: float = 0.0
     tables: tuple[SeenTable, ...] = ()
     counts: tuple[RowCount, ...] = ()
-    statuses: tuple[StatusCount, ...] = ()
     samples: tuple[TaskRow, ...] = ()
     met: tuple[TaskRow, ...] = ()
     gone: tuple[TaskRow, ...] = ()

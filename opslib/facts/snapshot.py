@@ -9,7 +9,7 @@ from datetime import datetime
 from opslib.facts.care import Care
 from opslib.facts.dead import DeadLetters
 from opslib.facts.messages import UnackedMessage, UnreadableMessage, WaitingMessage
-from opslib.facts.system import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, StoredResult
+from opslib.facts.system import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, StatusCount, StoredResult
 from opslib.facts.window import Window
 
 
@@ -58,6 +58,8 @@ class Snapshot(Reading):
 
         care: What server and nodes say of their own health; None where nobody asked.
 
+        statuses: Rows of the application's own task tables, by status; empty where none was looked at.
+
         foreign_prefixes: Key prefixes under which other Celery keys were seen.
 
         result_states: Results by state, over all that were read.
@@ -73,6 +75,7 @@ class Snapshot(Reading):
     window: Window | None = None
     letters: DeadLetters | None = None
     care: Care | None = None
+    statuses: tuple[StatusCount, ...] = ()
     visibility_timeout_s: float = 3600.0
     visibility_source: str = "Celery's default"
     foreign_prefixes: tuple[str, ...] = ()

@@ -256,3 +256,18 @@ class StoredResult:
     expires_at: float | None = None
     sha256: str = ""
     size_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatusCount:
+    """
+    All rows of one status.
+
+    Attributes:
+        standing: "open", "closed", or "other" for one that is neither and yet no end.
+    """
+
+    table: str
+    status: str
+    standing: str
+    count: int

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from opslib.durations import spell
 from opslib.facts import BeatLock, ScheduleEntry, Schedules
-from opslib.facts.beat import CONFIGURATION
+from opslib.facts.beat import CONFIGURATION, REDBEAT
 from opslib.render import tables, words
 from opslib.render.grid import Cell, Column, Line, Table
 
@@ -16,7 +16,7 @@ def show(seen: Schedules) -> list[object]:
     """Return the schedule, who serves it, the nodes that its tasks go to, and what was not seen."""
     shown: list[object] = [entries(seen.entries, seen.taken_at)]
     if seen.entries:
-        shown.append(Line((_beat(seen.lock, any(row.source != CONFIGURATION for row in seen.entries)),)))
+        shown.append(Line(_who(seen)))
     return [*shown, tables.nodes(seen.nodes), tables.queues(seen.queues), tables.coverage(seen.coverage)]
 
 
@@ -48,14 +48,27 @@ def entries(rows: Sequence[ScheduleEntry], taken_at: datetime | None = None) -> 
             )
             for row in rows
         ],
-        empty="No schedule was found: none in redbeat's keys, and none in the nodes' configuration.",
+        empty="No schedule was found: none in redbeat's keys, in no table, and none in the nodes' configuration.",
         stack=True,
     )
 
 
-def _beat(lock: BeatLock | None, is_stored: bool) -> str:
-    if not is_stored:
-        return "Whether beat runs cannot be seen from here: this scheduler leaves no trace in Redis but its messages."
+def _who(seen: Schedules) -> tuple[str, ...]:
+    """Return what is known of the beat that serves a schedule, as sentences."""
+    said = []
+    sources = {row.source for row in seen.entries}
+    if REDBEAT in sources:
+        where = f" It is kept in {words.shown(seen.elsewhere)}." if seen.elsewhere else ""
+        said.append(f"{_lock(seen.lock)}{where}")
+    if seen.told_at is not None:
+        told = spell(max(0.0, seen.taken_at.timestamp() - seen.told_at))
+        said.append(f"Whether beat runs, no table says. It was last told of a change in its tables {told} ago.")
+    if not said:
+        said = ["Whether beat runs cannot be seen from here: this scheduler leaves no trace in Redis but its messages."]
+    return tuple(said)
+
+
+def _lock(lock: BeatLock | None) -> str:
     if lock is None:
         return "No beat holds the schedule's lock."
     renewed = f", which it renewed {spell(lock.renewed_ago_s)} ago" if lock.renewed_ago_s is not None else ""
@@ -74,7 +87,7 @@ def _next(row: ScheduleEntry, taken_at: datetime | None) -> str:
     if row.is_on is False:
         return "paused"
     if row.due_at is None:
-        return "unknown" if row.source == CONFIGURATION else "never"
+        return "unknown" if row.source == CONFIGURATION or row.is_unreckoned else "never"
     if taken_at is None:
         return words.clock(row.due_at)
     ahead_s = row.due_at - taken_at.timestamp()
@@ -84,4 +97,5 @@ def _next(row: ScheduleEntry, taken_at: datetime | None) -> str:
 def _remark(row: ScheduleEntry) -> str:
     if row.problem:
         return words.shown(row.problem)
-    return "configured too: a beat that starts writes it anew" if row.is_static else ""
+    static = "configured too: a beat that starts writes it anew" if row.is_static else ""
+    return "; ".join(filter(None, [words.shown(row.bounds), static]))

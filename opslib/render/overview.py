@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from opslib.facts import FINAL_STATES
+from opslib.render import rows as tables_of_tasks
 from opslib.render import tables
 from opslib.render.grid import Column, Table
 from opslib.render.words import compact, count, size
@@ -33,6 +34,7 @@ def figures(seen: Snapshot) -> dict[str, object]:
         "memory_bytes": seen.server.used_memory_bytes,
         "memory_limit_bytes": seen.server.maxmemory_bytes,
         "clients": seen.server.connected_clients,
+        "rows": [{"table": row.table, "status": row.status, "count": row.count} for row in seen.statuses],
         "coverage": seen.coverage,
     }
 
@@ -59,7 +61,11 @@ def stats(seen: Snapshot) -> list[object]:
         ("Clients", count(known["clients"]), f"connected to {seen.server.product} {seen.server.version}"),
     ]
     columns = (Column("Figure"), Column("Now", "number"), Column("Of this"))
-    return [Table(title=f"{seen.target}", columns=columns, rows=rows), tables.nodes(seen.nodes, seen.held)]
+    return [
+        Table(title=f"{seen.target}", columns=columns, rows=rows),
+        tables.nodes(seen.nodes, seen.held),
+        *([tables_of_tasks.statuses(seen.statuses)] if seen.statuses else []),
+    ]
 
 
 def _by_state(states: Mapping[str, int]) -> str:

@@ -18,6 +18,7 @@ STEPS = {
     "revoke": "what nodes hold is revoked, ended and kept",
     "shutdown": "nodes end",
     "clear": "what waits is kept",
+    "state": "what the application noted down of these tasks goes",
     "start": "nodes are started again",
     "resume": "nodes consume again",
     "canary": "a task through every queue",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from opslib.durations import spell
@@ -14,14 +14,15 @@ from opslib.render.pen import ALARM, LEFT, QUIET, RIGHT, RULE, WIDTH, Chart, Pen
 from opslib.render.words import clock, plural, shown, size
 
 if TYPE_CHECKING:
-    from opslib.facts import Leftover, Stored, StoredGroup
+    from opslib.facts import Leftover, Remains, Stored, StoredGroup, TemporaryFiles
 
 _MOST_ROWS = 40
+_MOST_FILES = 20
 _NO_NAME = "(name not stored)"
 _ABOUT = {
     "replies": ("answers of nodes to control clients", "idle for longer than {idle}"),
-    "groups": ("bookkeeping of groups and chords; left alone", "never expire"),
-    "checkpoints": ("saved states of tasks, of this tool; left alone", "never expire"),
+    "groups": ("bookkeeping of groups and chords", "never expire"),
+    "checkpoints": ("saved states of tasks, of this tool", "never expire"),
 }
 
 
@@ -33,6 +34,8 @@ def show(seen: Stored) -> list[object]:
         retentions(seen),
         kinds(seen),
         *([leftovers(seen)] if seen.leftovers else []),
+        *([remains(seen.remains)] if seen.remains else []),
+        *[files(each) for each in (seen.remains.files if seen.remains else ()) if each.rows],
         tables.coverage(seen.coverage),
     ]
 
@@ -153,6 +156,89 @@ def leftovers(seen: Stored) -> Table:
 def _leftover(row: Leftover, idle_s: float) -> tuple[object, ...]:
     what, which = _ABOUT.get(row.name, ("", ""))
     return (Cell(row.name, what), row.count, row.orphaned, size(row.size_bytes), which.format(idle=spell(idle_s)))
+
+
+def remains(found: Remains) -> Table:
+    """Return what is left beside results, that is old enough, and what of it stays."""
+    return Table(
+        title="Left beside results",
+        columns=(
+            Column("What"),
+            Column("Old enough", "number"),
+            Column("They weigh", "number"),
+            Column("Kept for"),
+            Column("Where"),
+            Column("Besides"),
+        ),
+        rows=list(_remains(found)),
+        caption="How old a key is that does not say so, the server tells: for how long nobody has read or written it.",
+    )
+
+
+def _remains(found: Remains) -> Iterator[tuple[object, ...]]:
+    go, stay = ([row for row in found.quarantines if bool(row.stays) is stays] for stays in (False, True))
+    yield (
+        Cell("quarantine", "messages that runs took out of circulation"),
+        sum(row.count for row in go),
+        size(sum(row.size_bytes for row in go)),
+        spell(found.quarantine_after_s),
+        f"{plural(len(go), 'run')}" if go else "",
+        f"{plural(len(stay), 'run')} may be gone on with" if stay else "",
+    )
+    for row, what in ((found.groups, "keys of groups and chords"), (found.checkpoints, "saved states of tasks")):
+        if row is not None:
+            besides = [f"{row.in_use:,} of tasks in circulation"] if row.in_use else []
+            besides += [f"{row.doubtful:,} tasks run whose group nobody knows"] if row.doubtful else []
+            besides += ["more than are looked at in one run"] if row.more else []
+            yield (
+                Cell(row.name, what),
+                row.count,
+                size(row.size_bytes),
+                spell(row.keep_s),
+                shown(row.root),
+                ", ".join(besides),
+            )
+    for app in found.apps:
+        stays = len(app.scan.rows) - len(app.rows)
+        yield (
+            Cell(app.scan.name, "keys of the application"),
+            len(app.rows),
+            size(sum(row.size_bytes for row in app.rows)),
+            spell(app.keep_s),
+            shown(f"{app.scan.pattern} in {app.scan.database}"),
+            f"{app.scan.keys:,} in all" + (f", {stays:,} of tasks in circulation" if stays else ""),
+        )
+    for each in found.files:
+        besides = [f"{each.open:,} open"] if each.open else []
+        besides += [f"{each.links:,} links"] if each.links else []
+        besides += [f"{each.young:,} younger"] if each.young else []
+        yield (
+            Cell(each.name, "files of failed tasks"),
+            len(each.rows) + each.more,
+            size(each.size_bytes),
+            spell(each.older_than_s),
+            shown(f"{each.folder}/{each.pattern} on {each.host}"),
+            each.problem or ", ".join(besides),
+        )
+    if found.reports is not None:
+        yield (
+            Cell("reports", "runs in the archive of this machine"),
+            found.reports.count,
+            size(found.reports.size_bytes),
+            spell(found.reports.older_than_s),
+            "",
+            f"{found.reports.kept:,} hold what was taken out of a broker" if found.reports.kept else "",
+        )
+
+
+def files(found: TemporaryFiles) -> Table:
+    """Return the files of one folder that may go, the oldest first."""
+    return Table(
+        title=f"Files of {found.host}: {found.name}",
+        columns=(Column("File", "code"), Column("Bytes", "number"), Column("Not changed for")),
+        rows=[(shown(row.path, 200), row.size_bytes, spell(row.age_s)) for row in found.rows],
+        limit=_MOST_FILES,
+    )
 
 
 def _count(rows: Iterable[StoredGroup]) -> int:
@@ -283,6 +369,7 @@ def freed(before: Stored, after: Stored) -> Table:
                     _count(row for row in after.groups if row.lasting),
                 ),
                 ("Orphaned answers", before.leftover("replies").orphaned, after.leftover("replies").orphaned),
+                *_both(before, after),
             )
         ),
         (
@@ -298,6 +385,26 @@ def freed(before: Stored, after: Stored) -> Table:
         rows=rows,
         caption="The server's memory counts everything in it, and what it gives back comes later than the keys go.",
     )
+
+
+def _both(before: Stored, after: Stored) -> Iterator[tuple[str, int, int]]:
+    """Yield how much of each kind is left beside results, where both looks have it and there was any."""
+    for (name, was), (_, now) in zip(_beside(before), _beside(after), strict=False):
+        if was or now:
+            yield name, was, now
+
+
+def _beside(seen: Stored) -> list[tuple[str, int]]:
+    found = seen.remains
+    if found is None:
+        return []
+    return [
+        ("Messages in old quarantines", sum(row.count for row in found.quarantines)),
+        ("Old keys of groups", found.groups.count if found.groups else 0),
+        ("Old saved states", found.checkpoints.count if found.checkpoints else 0),
+        *((f"Old {app.scan.name} of the application", len(app.rows)) for app in found.apps),
+        *((f"Old files {each.name}", len(each.rows) + each.more) for each in found.files),
+    ]
 
 
 def _changed(fewer: int) -> str:

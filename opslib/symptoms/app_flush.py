@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from opslib import plan as plans
 from opslib import values
 from opslib.durations import spell
 from opslib.facts import FoundKey, KeyScan, Whereabouts
+from opslib.facts.app_keys import ids_in
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Plan
 from opslib.symptoms import sight
@@ -20,8 +20,6 @@ LIMIT = 1_000
 KEPT_BYTES = 64 * 1024
 #: What such a one has to live, so that an undo finds it.
 LIFE_S = 86_400.0
-#: What stands between the parts of a key's name: `progress:ID:step` belongs to task ID.
-_BETWEEN = re.compile(r"[:/|.\s]+")
 _CODE = "app-keys"
 
 
@@ -31,7 +29,7 @@ def ids(named: Iterable[str]) -> list[str]:
 
     Where one of them still runs, its key stays.
     """
-    return sorted({each for text in named for each in _ids_of(text)})
+    return sorted({each for text in named for each in ids_in(text)})
 
 
 def in_circulation(seen: Whereabouts) -> set[str]:
@@ -49,11 +47,12 @@ def over(seen: Whereabouts, scan: KeyScan) -> list[FoundKey]:
     live = in_circulation(seen)
     queues = seen.queues if seen.fingerprint == scan.fingerprint else ()
     lists = {each.key for queue in queues for each in queue.lists}
-    return [
-        row
-        for row in scan.rows
-        if row.key not in lists and not live.intersection(_ids_of(row.task_id)) and not _goes_by_itself(row)
-    ]
+    return actionable(scan.over(live, lists))
+
+
+def actionable(rows: Iterable[FoundKey]) -> list[FoundKey]:
+    """Return the keys of which something can be done."""
+    return [row for row in rows if not _goes_by_itself(row)]
 
 
 def diagnose(seen: Whereabouts, scan: KeyScan, rows: Sequence[FoundKey]) -> list[Finding]:
@@ -63,7 +62,7 @@ def diagnose(seen: Whereabouts, scan: KeyScan, rows: Sequence[FoundKey]) -> list
     Args:
         rows: Of the scan those that may go.
     """
-    return worst_first([*sight.unseen(seen), *_partly(scan), *_left(scan, rows)])
+    return worst_first([*sight.unseen(seen), *_partly(scan), *left(scan, rows)])
 
 
 def plan(target: str, scan: KeyScan, rows: Sequence[FoundKey], *, limit: int = LIMIT) -> Plan:
@@ -104,7 +103,8 @@ def told(scan: KeyScan, rows: Sequence[FoundKey], planned: int) -> list[str]:
     return found
 
 
-def _left(scan: KeyScan, rows: Sequence[FoundKey]) -> Iterable[Finding]:
+def left(scan: KeyScan, rows: Sequence[FoundKey]) -> Iterable[Finding]:
+    """Say how many keys are left of tasks that are over."""
     if not rows:
         return
     more = scan.fits - len(scan.rows)
@@ -137,10 +137,6 @@ def _partly(scan: KeyScan) -> Iterable[Finding]:
             evidence={"visited": scan.visited},
             hint="There may be more of this name among them.",
         )
-
-
-def _ids_of(text: str) -> list[str]:
-    return list(dict.fromkeys([text, *filter(None, _BETWEEN.split(text))]))
 
 
 def _can_be_kept(row: FoundKey) -> bool:

@@ -11,9 +11,9 @@ from opslib import plan as plans
 from opslib.durations import seconds, spell
 from opslib.errors import BadParameter, NotFound, near
 from opslib.facts import ScheduleEntry, Schedules
-from opslib.facts.beat import CONFIGURATION
+from opslib.facts.beat import CONFIGURATION, DJANGO, REDBEAT
 from opslib.findings import Finding, Severity, worst_first
-from opslib.plan import Action, Copy, Kind, Plan
+from opslib.plan import Action, Copy, Kind, Plan, RowChange
 from opslib.rewrite import id_for
 from opslib.symptoms import sending, sight
 
@@ -23,6 +23,10 @@ RUN, PAUSE, RESUME, UNLOCK = "run", "pause", "resume", "unlock"
 DEEDS = (RUN, PAUSE, RESUME, UNLOCK)
 #: Where a task waits whose entry names no queue: Celery's own default.
 _DEFAULT_QUEUE = "celery"
+#: What a plan calls the table of django-celery-beat's entries.
+_BEAT_TABLE = "beat"
+#: A beat on tables writes down within so long that it has sent something, whatever else it does.
+_WRITTEN_WITHIN_S = 600.0
 #: Options of an entry that a message of ours has as well.
 _KEPT_OPTIONS = frozenset({"queue", "priority", "routing_key", "exchange"})
 
@@ -54,7 +58,8 @@ def diagnose(seen: Schedules, limits: Thresholds | None = None) -> list[Finding]
     """Say which entries are overdue or cannot do what they are for, whether beat is dead, and who sends twice."""
     limits = limits or Thresholds()
     late = overdue(seen, limits)
-    found = [*sight.unseen(seen), *_late(seen, late), *_stale(seen, limits), *_broken(seen), *_twice(seen)]
+    found = [*sight.unseen(seen), *_late(seen, late), *_stale(seen, limits), *_broken(seen), *_untold(seen)]
+    found += _twice(seen)
     return worst_first(found)
 
 
@@ -80,11 +85,10 @@ def slept_through(seen: Schedules, limits: Thresholds) -> list[ScheduleEntry]:
 
 def _late(seen: Schedules, late: Sequence[ScheduleEntry]) -> Iterator[Finding]:
     now = seen.taken_at.timestamp()
+    newest = max((row.last_run_at for row in seen.entries if row.source == DJANGO and row.last_run_at), default=None)
     for row in late:
-        who = (
-            "No beat holds the schedule's lock" if seen.lock is None else "A beat holds the schedule's lock, and sleeps"
-        )
         last = f"it was last sent {spell(now - row.last_run_at)} ago" if row.last_run_at else "it was never sent"
+        who, hint = _served(seen, row, newest)
         yield Finding(
             code="schedule-overdue",
             severity=Severity.CRITICAL,
@@ -92,9 +96,62 @@ def _late(seen: Schedules, late: Sequence[ScheduleEntry]) -> Iterator[Finding]:
             task=row.task,
             message=f"Due {spell(now - (row.due_at or now))} ago ({row.when}); {last}. {who}.",
             evidence={"due_at": row.due_at, "last_run_at": row.last_run_at, "key": row.key},
-            hint="Start beat. It sends what is overdue once, at once."
-            if seen.lock is None
-            else "See its log. Where its lock is stale, `-p do=unlock` lets another one begin.",
+            hint=hint,
+            runbook=RUNBOOK,
+        )
+
+
+def _served(seen: Schedules, row: ScheduleEntry, newest: float | None) -> tuple[str, str]:
+    """Return what is known of the beat that should have sent an entry, and what to do about that."""
+    if row.source == DJANGO:
+        ago = f"{spell(seen.taken_at.timestamp() - newest)} ago" if newest else "never"
+        hint = (
+            "If that is long ago, start beat; it sends what is overdue once, at once. Else see its log; a beat of an "
+            "older release writes a run down only when it sends the next thing."
+        )
+        return f"The newest run that a beat wrote down, of any entry, was {ago}", hint
+    if seen.lock is None:
+        return "No beat holds the schedule's lock", "Start beat. It sends what is overdue once, at once."
+    hint = "See its log. Where its lock is stale, `-p do=unlock` lets another one begin."
+    return "A beat holds the schedule's lock, and sleeps", hint
+
+
+def untold(seen: Schedules) -> list[ScheduleEntry]:
+    """
+    Return the entries of a table that were changed, and of which beat was not told.
+
+    Django tells beat of each change that it makes, but not of one by SQL or by `QuerySet.update`. A row that beat has
+    saved itself shows by the run that it wrote down with that.
+    """
+    told_at = seen.told_at or 0.0
+    found = []
+    for row in seen.entries:
+        if row.source != DJANGO or row.changed_at is None:
+            continue
+        if row.is_on is False:
+            # Whoever switches one off by Django forgets its last run as well, and tells beat of it.
+            is_untold = row.last_run_at is not None and told_at <= row.last_run_at
+        else:
+            by_beat = row.last_run_at is not None and row.changed_at - row.last_run_at < _WRITTEN_WITHIN_S
+            is_untold = row.changed_at > told_at + 1 and not by_beat
+        found += [row] if is_untold else []
+    return found
+
+
+def _untold(seen: Schedules) -> Iterator[Finding]:
+    now = seen.taken_at.timestamp()
+    told = f"{spell(now - seen.told_at)} ago" if seen.told_at else "never"
+    for row in untold(seen):
+        what = "It is switched off" if row.is_on is False else "It was changed"
+        yield Finding(
+            code="schedule-untold",
+            severity=Severity.ATTENTION,
+            subject=row.name,
+            task=row.task,
+            message=f"{what}, and beat was not told: it was last told of a change {told}. It goes on as before.",
+            evidence={"changed_at": row.changed_at, "told_at": seen.told_at, "key": row.key},
+            hint="Save any entry in Django's admin, or restart beat. One of a recent release reads all of it again "
+            "every 5 minutes.",
             runbook=RUNBOOK,
         )
 
@@ -173,14 +230,26 @@ def plan(seen: Schedules, limits: Thresholds | None = None, *, do: str, name: st
         NotFound: If there is no entry of that name.
     """
     actions: list[Action] = []
+    fingerprint = seen.fingerprint
     if do and do not in DEEDS:
         raise BadParameter(f"do: {do!r} is none of {', '.join(DEEDS)}.", hint=near(do, DEEDS))
     if do == UNLOCK:
-        actions = [_unlocked(seen, limits or Thresholds())]
+        actions, fingerprint = [_unlocked(seen, limits or Thresholds())], _site(seen)
     elif do:
         row = _named(seen, name, do)
         actions = [_sent(seen, row, to)] if do == RUN else [_switched(row, on=do == RESUME)]
-    return plans.make(seen.target, seen.fingerprint, actions, max_actions=1, made_at=seen.taken_at)
+        fingerprint = _site(seen) if do != RUN and row.source == REDBEAT else fingerprint
+    return plans.make(seen.target, fingerprint, actions, max_actions=1, made_at=seen.taken_at)
+
+
+def _site(seen: Schedules) -> str:
+    """Return the database where redbeat's keys may be changed; raise `BadParameter` if they may only be read."""
+    if seen.elsewhere and not seen.site:
+        raise BadParameter(
+            f"redbeat keeps its schedule in {seen.elsewhere}, as a node says: enough to look there, not to change it.",
+            hint='Name it in the target: beat_url = "env:NAME".',
+        )
+    return seen.site or seen.fingerprint
 
 
 def _named(seen: Schedules, name: str, do: str) -> ScheduleEntry:
@@ -201,6 +270,8 @@ def _named(seen: Schedules, name: str, do: str) -> ScheduleEntry:
 def _sent(seen: Schedules, row: ScheduleEntry, to: str) -> Action:
     if row.problem:
         raise BadParameter(f"{row.name} cannot be sent. {row.problem}")
+    if not row.call:
+        raise BadParameter(f"{row.name} cannot be sent from here: its arguments are too large to be read.")
     call: dict[str, Any] = json.loads(row.call)
     queue = to or row.queue or _DEFAULT_QUEUE
     order = sending.Order(task=row.task, args=call["args"], kwargs=call["kwargs"], priority=row.priority)
@@ -221,7 +292,17 @@ def _switched(row: ScheduleEntry, *, on: bool) -> Action:
         raise BadParameter(f"{row.name} cannot be changed. {row.problem}")
     if row.is_on is on:
         raise BadParameter(f"{row.name} is {'sent' if on else 'left out'} already. Nothing was changed.")
-    again = " It is configured as well: a beat that starts writes it anew, and sends it again." if row.is_static else ""
+    effect = (
+        "Beat sends it again; if it was due meanwhile, at once." if on else "Beat leaves it out until it is resumed."
+    )
+    change = None
+    if row.row is not None:
+        key, was = {"id": row.row, "name": row.name}, {"enabled": row.is_on}
+        texts = (json.dumps(each) for each in (key, was, {"enabled": on}))
+        change = RowChange(table=_BEAT_TABLE, **dict(zip(("key", "was", "becomes"), texts, strict=True)))
+        effect += " It is told of the change, and reads its tables anew."
+    elif row.is_static and not on:
+        effect += " It is configured as well: a beat that starts writes it anew, and sends it again."
     return Action(
         kind=Kind.SWITCH,
         subject=row.name,
@@ -229,9 +310,8 @@ def _switched(row: ScheduleEntry, *, on: bool) -> Action:
         source=row.key,
         destination="on" if on else "off",
         copies=(Copy(place="entry", key=row.key, sha256=row.sha256),),
-        effect="Beat sends it again; if it was due meanwhile, at once."
-        if on
-        else f"Beat leaves it out until it is resumed.{again}",
+        row=change,
+        effect=effect,
     )
 
 

@@ -7,9 +7,10 @@ Nodes are told while they listen; what they hold is taken while nobody consumes;
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from opslib import plan as plans
 from opslib.durations import seconds, spell
@@ -22,6 +23,9 @@ from opslib.selection import Selection
 from opslib.symptoms import asked, serving, stuck_tasks
 from opslib.symptoms.stuck_tasks import Thresholds
 
+if TYPE_CHECKING:
+    from opslib.broker import Broker
+
 MODES = {
     "partial": "only what is old and stuck: tasks that run too long, loops, messages that nobody holds",
     "complete": "everything: what runs, what nodes hold, and what waits",
@@ -29,17 +33,18 @@ MODES = {
 }
 #: A canary goes behind what waits; behind more than this it would prove nothing in time.
 _CANARY_BEHIND = 100
-_FREEZE, _REVOKE, _SHUTDOWN, _CLEAR, _START, _RESUME, _CANARY = (
+_FREEZE, _REVOKE, _SHUTDOWN, _CLEAR, _STATE, _START, _RESUME, _CANARY = (
     "freeze",
     "revoke",
     "shutdown",
     "clear",
+    "state",
     "start",
     "resume",
     "canary",
 )
 
-__all__ = ["MODES", "Thresholds", "canary", "choices", "diagnose", "plan", "shut_down"]
+__all__ = ["MODES", "Thresholds", "app_keys", "canary", "choices", "diagnose", "plan", "shut_down"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,8 @@ class _Scope:
         every: Whether all of them are meant, and what is of no known queue.
 
         task: Glob of the tasks' names.
+
+        keys: Patterns of the application's keys that go with the tasks, by their names.
     """
 
     snapshot: Snapshot
@@ -60,6 +67,7 @@ class _Scope:
     every: bool
     task: str
     wait_s: float
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def queues(self) -> list[QueueInfo]:
@@ -123,6 +131,23 @@ class _Scope:
             ),
             effect=f"Goes on once {said}; after {spell(self.wait_s)} in vain, nothing more is done.{doubt}",
         )
+
+
+def app_keys(broker: Broker, names: str = "*") -> Mapping[str, str]:
+    """
+    Return the patterns of the application's own keys that a reset removes with the tasks, by their names.
+
+    Args:
+        names: Glob of the names that the target has for them; empty for none.
+
+    Raises:
+        BadParameter: If the target has none of that name.
+    """
+    known = broker.target.app_keys
+    found = {name: each.pattern for name, each in known.items() if fnmatchcase(name, names)}
+    if names.strip("*") and not found:
+        raise BadParameter(f"keys: the target names no keys that fit {names!r}.", hint=near(names, known))
+    return found
 
 
 def diagnose(
@@ -258,9 +283,10 @@ def choices(
     wait: str = "60s",
     canary: bool = True,
     mode: str = "",
+    keys: Mapping[str, str] | None = None,
 ) -> tuple[ResetChoice, ...]:
     """Return what each mode would do, in numbers, whichever is asked for; raise as `plan` does."""
-    del mode
+    del mode, keys
     scope = _scope(snapshot, queue, task, wait)
     return tuple(_choice(scope, findings, each, shutdown, canary=canary) for each in MODES)
 
@@ -313,6 +339,7 @@ def plan(
     shutdown: str = "",
     wait: str = "60s",
     canary: bool = True,
+    keys: Mapping[str, str] | None = None,
     max_actions: int = 500,
 ) -> Plan:
     """
@@ -331,12 +358,14 @@ def plan(
 
         canary: Whether a task is sent through each queue afterwards.
 
+        keys: Patterns of the application's keys that go with the tasks, by their names (`app_keys`); None for none.
+
     Raises:
         BadParameter: If something is unknown, or cannot be meant.
 
         PlanTooLarge: If more than `max_actions` are needed.
     """
-    scope = _scope(snapshot, queue, task, wait)
+    scope = replace(_scope(snapshot, queue, task, wait), keys=keys or {})
     if mode and mode not in MODES:
         raise BadParameter(f"mode: {mode!r} is none.", hint=near(mode, MODES))
     if shutdown not in {"", "warm"}:
@@ -395,6 +424,7 @@ def _complete(scope: _Scope, shutdown: str) -> Iterator[Action]:
     yield from _purges(scope)
     yield from _unreadable(scope)
     yield scope.gate("cleared", _CLEAR)
+    yield from _states(scope, sum(q.depth for q in scope.queues) + len(scope.unacked), "nodes consume again")
     if shutdown and consumed:
         gate = scope.gate("served", _START, queues=[queue.name for queue in consumed])
         yield replace(gate, effect=f"{_how_to_start(nodes)} {gate.effect}")
@@ -535,7 +565,23 @@ def _partial(scope: _Scope, findings: Sequence[Finding]) -> list[Action]:
             takes.append(replace(action, kind=Kind.QUARANTINE, destination="quarantine", step=_CLEAR, effect=effect))
         elif action.kind is Kind.QUARANTINE:
             takes.append(replace(action, step=_CLEAR))
-    return [*stops, *takes]
+    return [*stops, *takes, *_states(scope, len(stops) + len(takes), "anybody sends them anew")]
+
+
+def _states(scope: _Scope, tasks: int, before: str) -> Iterator[Action]:
+    """What the application itself has written down for tasks that are reset: who begins anew has to find none of it."""
+    for name, pattern in scope.keys.items() if tasks else ():
+        yield Action(
+            kind=Kind.DELETE,
+            subject=pattern,
+            source=name,
+            destination="vault",
+            copies=(Copy(place="app", key=pattern, count=tasks),),
+            step=_STATE,
+            effect=f"The {name} of every task that this run took is removed before {before}, up to {tasks:,} keys, each "
+            "after its value is in the vault. That of a task which can still be run stays. Where they have a database "
+            "of their own, `ops undo` is run once more for it.",
+        )
 
 
 def _by_queues(scope: _Scope) -> dict[tuple[str, ...], list[str]]:

@@ -12,6 +12,8 @@ from opslib.facts import Area, ServerCare, Snapshot
 from opslib.findings import Finding, Severity, counted, worst_first
 from opslib.symptoms.retries import by_task
 
+#: A part that only a deployment has which is configured with one.
+TABLES = "Task tables"
 #: Each part with the findings that are about it, in the order in which a task meets them.
 PARTS = {
     "Nodes": ("no-workers", "worker-silent", "worker-not-consuming", "celery-version"),
@@ -32,6 +34,7 @@ PARTS = {
     "Redis data": ("redis-persistence", "save-failing", "backup-old", "redis-replica"),
     "Redis server": ("redis-version", "redis-slow", "redis-clients"),
     "Settings": ("risky-setting",),
+    TABLES: ("table-finished-but-open", "table-lost", "table-stuck", "table-unknown"),
 }
 #: Which parts are not seen where a place was not.
 _PLACES = {
@@ -45,6 +48,7 @@ _PLACES = {
     "results' life": ("Results",),
     "dead letters": ("Dead letters",),
     "settings": ("Settings",),
+    "task tables": (TABLES,),
 }
 _OF_NOBODY = ("Nodes", "Node memory", "Queues", "Running tasks", "Unacknowledged", "Retries", "Results", "Settings")
 _WORDS = {Severity.CRITICAL: "critical", Severity.UNKNOWN: "not seen", Severity.ATTENTION: "attention"}
@@ -77,6 +81,8 @@ def areas(
     untold = {n for finding in lived_with if finding.severity is Severity.UNKNOWN for n in _parts_of(finding)}
     rows = []
     for name, codes in PARTS.items():
+        if name == TABLES and not any(row.place == "task tables" for row in snapshot.coverage):
+            continue
         figure, says = _FIGURES[name](snapshot)
         wrong = worst_first(by_part[name])
         asked = judged is None or bool(judged & set(codes))
@@ -111,6 +117,8 @@ def _looked(snapshot: Snapshot, name: str) -> bool:
         return care is not None and bool(care.nodes)
     if name in {"Redis data", "Redis server"}:
         return care is not None
+    if name == TABLES:
+        return False  # what became of open rows, `reconcile-tasks` looks into
     return name != "Dead letters" or snapshot.letters is not None
 
 
@@ -248,6 +256,15 @@ def _settings(snapshot: Snapshot) -> tuple[str, str]:
     return _many(len(tasks), "task"), f"on {len(nodes):,} node{'s' * (len(nodes) != 1)}"
 
 
+def _tables(snapshot: Snapshot) -> tuple[str, str]:
+    """Say how many rows are open; whether they are so rightly, the runbook that looks for their tasks can tell."""
+    by = Counter[str]()
+    for row in snapshot.statuses:
+        by[row.standing] += row.count
+    other = f"; {by['other']:,} neither open nor over" if by["other"] else ""
+    return f"{by['open']:,} open", f"of {by.total():,} rows{other}"
+
+
 def _many(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
@@ -265,4 +282,5 @@ _FIGURES: dict[str, Callable[[Snapshot], tuple[str, str]]] = {
     "Redis data": _data,
     "Redis server": _server,
     "Settings": _settings,
+    TABLES: _tables,
 }

@@ -62,33 +62,37 @@ _SAID = {
     UNSEEN: "It was not found. {why}",
     NAMELESS: "{why}",
 }
-#: A class → code, severity, what is the case, what to do, and the runbook that does it.
-_TOLD: Mapping[str, tuple[str, Severity, str, str, str]] = {
+#: A class → code, severity, what is the case for one row and for several, what to do, and the runbook that does it.
+_TOLD: Mapping[str, tuple[str, Severity, str, str, str, str]] = {
     FINISHED: (
         "table-finished-but-open",
         Severity.ATTENTION,
-        "ended, and the table does not know: {count} {statuses}, the longest for {longest}.",
+        "1 row is open, and its task has ended",
+        "{n} rows are open, and their tasks have ended",
         "The plan writes down how each ended. Then look at what the application does after a task: that fails.",
         _RUNBOOK,
     ),
     LOST: (
         "table-lost",
         Severity.CRITICAL,
-        "are nowhere, and nothing will run them: {count} {statuses}, the longest for {longest}.",
+        "1 row waits for a task that is nowhere",
+        "{n} rows wait for tasks that are nowhere",
         "Each was lost before it ran, or its node died in it. After a look at its effect, -p resend=True sends it.",
         _RUNBOOK,
     ),
     STUCK: (
         "table-stuck",
         Severity.CRITICAL,
-        "do not move by themselves: {count} {statuses}, the longest for {longest}.",
-        "{why}",
+        "1 row waits for a task that does not move by itself",
+        "{n} rows wait for tasks that do not move by themselves",
+        "{cure}",
         "stuck-tasks",
     ),
     UNKNOWN: (
         "table-unknown",
         Severity.UNKNOWN,
-        "cannot be told of: {count} {statuses}, the longest for {longest}. {why}",
+        "1 row is open, and nobody can say what became of its task",
+        "{n} rows are open, and nobody can say what became of their tasks",
         "No result proves nothing here. A verifier of the task's effect can tell, with -p check_execution=True.",
         _RUNBOOK,
     ),
@@ -183,8 +187,8 @@ def _evidence(row: TaskRow, stuck: Mapping[str, Finding]) -> str:
     return " ".join(filter(None, (said, told, row.effect_said)))
 
 
-def _said(sighting: str, state: str = "", node: str = "a node", why: str = "") -> str:
-    return _SAID[sighting].format(state=state, node=node or "a node", why=why)
+def _said(sighting: str, state: str = "", node: str = "", why: str = "") -> str:
+    return _SAID[sighting].format(state=state, node=node or "A node", why=why)
 
 
 def _corrected(rows: list[ClassCount], sample: Sample, of: tuple[str, str, str, str, str]) -> list[ClassCount]:
@@ -236,47 +240,35 @@ def _of_class(classes: Classes, kind: str) -> Iterator[Finding]:
             by_task[row.table, row.task].append(row)
     ranked = sorted(by_task.items(), key=lambda each: (-sum(row.count for row in each[1]), each[0]))
     for (table, task), rows in ranked[:_MOST_FINDINGS]:
-        yield _finding(
-            classes, kind, rows, subject=task or "(no name)", table=table, message=f"{task or 'Tasks'}: tasks"
-        )
+        yield _finding(classes, kind, rows, subject=task or "(no name)", table=table)
     rest = ranked[_MOST_FINDINGS:]
     if rest:
         rows = [row for _, some in rest for row in some]
-        subject = f"{len(rest):,} further tasks"
-        yield _finding(classes, kind, rows, subject=subject, table=rows[0].table, message=f"{subject}: they")
+        yield _finding(classes, kind, rows, subject=f"{len(rest):,} further tasks", table=rows[0].table)
 
 
-def _finding(
-    classes: Classes, kind: str, rows: Sequence[ClassCount], *, subject: str, table: str, message: str
-) -> Finding:
-    code, severity, told, hint, runbook = _TOLD[kind]
+def _finding(classes: Classes, kind: str, rows: Sequence[ClassCount], *, subject: str, table: str) -> Finding:
+    code, severity, one, several, hint, runbook = _TOLD[kind]
     count = sum(row.count for row in rows)
-    longest_s = max((row.longest_s for row in rows if row.longest_s is not None), default=None)
-    statuses = _counts(rows, "status")
-    why = next(iter(_counts(rows, "why")), "")
+    known = [row.longest_s for row in rows if row.longest_s is not None]
+    longest = spell(max(known)) if known else "nobody knows how long"
+    why = f" {next(iter(_counts(rows, 'why')))}" if kind == UNKNOWN else ""
     named = [s.row for s in classes.samples if s.kind == kind and s.row.table == table and s.row.task == subject]
+    told = one if count == 1 else several.format(n=f"{count:,}")
     return Finding(
         code=code,
         severity=severity,
         subject=subject,
-        task=subject if rows[0].task == subject else "",
-        message=f"{message} "
-        + told.format(
-            count=f"{count:,}",
-            statuses=" and ".join(list(statuses)[:3]) or "open",
-            longest=spell(longest_s) if longest_s is not None else "nobody knows how long",
-            why=why,
-        ).strip(),
+        message=f"{told}; {'the longest ' * (count > 1)}for {longest}.{why}",
         evidence={
             "table": table,
             "rows": count,
-            "longest": spell(longest_s) if longest_s is not None else "unknown",
-            "by_status": statuses,
+            "by_status": _counts(rows, "status"),
             "by_age": _by_age(rows),
-            "because": _counts(rows, "why"),
+            "because": {why.rstrip("."): n for why, n in _counts(rows, "why").items()},
             "task_ids": [row.task_id for row in named if row.task_id][:_MOST_NAMED],
         },
-        hint=hint.format(why=_cure(rows)),
+        hint=hint.format(cure=_cure(rows)),
         runbook=runbook if kind != STUCK or not _is_dead(rows) else "dlq-triage",
     )
 
@@ -367,14 +359,13 @@ def _settling(classes: Classes, seen: Reconciled) -> Iterator[Action]:
         yield Action(
             kind=Kind.UPDATE,
             subject=task or table,
-            task=task,
             source=f"task_tables.{table}",
             destination=status,
             copies=(Copy(place="rows", key=table, count=count),),
             rows=only,
             why="table-finished-but-open",
-            effect=f"{count:,} rows get the status {status}, for their results are {state}; "
-            "each only if it and its result still are as they were.",
+            effect=f"{count:,} row{'s get' if count > 1 else ' gets'} the status {status}, for the result is {state}; "
+            "each only if row and result still are as they were.",
         )
     yield from _settling_by_effect(classes, becomes)
 

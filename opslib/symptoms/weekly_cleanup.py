@@ -17,7 +17,8 @@ from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, Status
 from opslib.retention import Retention
 from opslib.selection import REPLIES, RESULTS, ResultSelection
-from opslib.symptoms import sight
+from opslib.symptoms import remnants, sight
+from opslib.symptoms.remnants import Part
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
@@ -85,6 +86,7 @@ def diagnose(stored: Stored, *, outcomes: Iterable[Outcome] = ()) -> list[Findin
         *_past(stored, given),
         *_lasting(stored),
         *_replies(stored),
+        *remnants.diagnose(stored),
     ]
     return worst_first(found)
 
@@ -165,7 +167,8 @@ def plan(
         lasting: What becomes of results that never expire: "expire" gives each a life as long as its retention and up
             to a quarter more, "delete" removes those past it, "leave" does nothing.
 
-        clean: "results" or "replies", where only these are meant; of two databases, a plan is for one.
+        clean: The only kind that is meant: "results", "replies", "quarantine", "groups", "checkpoints", "files", or
+            "app_keys.NAME". A plan is for one database; without it, that of the results.
 
     Raises:
         BadParameter: If one of these is none of the words.
@@ -173,16 +176,26 @@ def plan(
         PlanTooLarge: If more than `max_actions` are needed.
     """
     del findings
-    for name, value, known in (("lasting", lasting, (EXPIRE, DELETE, LEAVE)), ("clean", clean, ("", RESULTS, REPLIES))):
+    parts = _parts(stored, lasting)
+    for name, value, known in (("lasting", lasting, (EXPIRE, DELETE, LEAVE)), ("clean", clean, ("", *parts))):
         if value not in known:
             raise BadParameter(f"{name}: {value!r} is unknown.", hint=f"Known: {', '.join(filter(None, known))}.")
-    seen = stored.site and not stored.unseen
-    actions = list(_results(stored, lasting)) if clean in {"", RESULTS} and seen else []
-    together = stored.site in {"", stored.replies_site} or clean == REPLIES
-    if clean == REPLIES or (clean == "" and together):
-        actions += _orphans(stored)
-    site = stored.replies_site if clean == REPLIES or not stored.site else stored.site
+    site = parts[clean].site if clean else stored.site or stored.replies_site
+    chosen = [part for name, part in parts.items() if (name == clean if clean else part.site == site)]
+    actions: list[Action] = []
+    for part in chosen:
+        actions += part.actions(max_actions - len(actions))
     return plans.make(stored.target, site, actions, max_actions=max_actions, made_at=stored.taken_at)
+
+
+def _parts(stored: Stored, lasting: str) -> Mapping[str, Part]:
+    """Return what a plan may be made of, by name."""
+    seen = stored.site and not stored.unseen
+    return {
+        RESULTS: Part(stored.site or stored.replies_site, lambda _: list(_results(stored, lasting)) if seen else []),
+        REPLIES: Part(stored.replies_site, lambda _: list(_orphans(stored))),
+        **remnants.parts(stored),
+    }
 
 
 def _results(stored: Stored, lasting: str) -> Iterator[Action]:

@@ -17,9 +17,10 @@ from opslib.collectors.quarantine import set_aside
 from opslib.errors import Refused
 from opslib.keys import OWN, raw_name
 from opslib.plan import Action, Kind, Outcome, Plan, Status
-from opslib.selection import REPLIES, RESULTS
+from opslib.selection import CHECKPOINTS, GROUPS, REPLIES, RESULTS
 from opslib.writer import (
     audit,
+    beside,
     canary,
     consumers,
     drop,
@@ -37,6 +38,7 @@ from opslib.writer import (
     redriven,
     repair,
     resume,
+    row_rules,
     saved,
     selected,
     sent,
@@ -45,6 +47,8 @@ from opslib.writer import (
     stored,
     swept,
     switched,
+    temporary,
+    updated,
     vault,
     verify,
 )
@@ -148,12 +152,20 @@ def _fitting(action: Action, broker: Broker) -> None:
             "index": copy.key in {space.unacked, space.unacked_index},
             "results": _swept(action, RESULTS, space.result_root, copy.key),
             "replies": _swept(action, REPLIES, space.reply_list(""), copy.key),
+            "groups": _swept(action, GROUPS, space.group(""), copy.key),
+            "checkpoints": _swept(action, CHECKPOINTS, space.checkpoint_root, copy.key),
             "key": copy.key in {action.subject, space.result(action.subject)} and not own,
+            "app": action.kind is Kind.DELETE and beside.is_pattern(action, copy.key, broker),
+            "file": action.kind is Kind.REMOVE and temporary.is_meant(action, copy.key, broker),
             "entry": action.kind is Kind.SWITCH and copy.key == action.source and not own,
             "state": action.kind is Kind.HANDOVER and _hands_over(action, copy.key, broker),
+            "row": action.row is not None and copy.key in {action.row.table, action.row.table.partition(".")[2]},
+            "rows": action.kind is Kind.UNDO or action.rows is not None,  # as `row_rules` says below
         }.get(copy.place, action.kind is Kind.UNDO)
         if not fits:
             raise Refused(f"Action {action.id} shows {action.subject}, and is about {copy.key}. Nothing was changed.")
+    if why := row_rules.refused(action, broker.target):
+        raise Refused(f"Action {action.id} cannot be carried out: {why}. Nothing was changed.")
     named = action.kind in {Kind.MOVE, Kind.SEND, Kind.CANARY} or (action.kind is Kind.REDRIVE and action.destination)
     if named and not space.is_queue_name(action.destination):
         raise Refused(f"Action {action.id} puts messages into {action.destination}, which is no queue's name.")
@@ -161,7 +173,7 @@ def _fitting(action: Action, broker: Broker) -> None:
 
 def _swept(action: Action, what: str, key: str, shown: str) -> bool:
     """Whether an action is about what a filter means of the keys that it shows."""
-    only, kinds = action.results, {RESULTS: {Kind.DELETE, Kind.EXPIRE}, REPLIES: {Kind.DELETE}}[what]
+    only, kinds = action.results, {Kind.DELETE, Kind.EXPIRE} if what == RESULTS else {Kind.DELETE}
     named = action.subject.replace("*", "") == key
     return only is not None and only.what == what and action.kind in kinds and shown == key and named
 
@@ -216,6 +228,8 @@ def _intent(action: Action) -> tuple[object, ...]:
         action.redrive,
         # "Older than a day" is agreed to; which instant that is, is reckoned when it is looked at again.
         replace(action.results, written_by=None) if action.results else None,
+        action.row,
+        replace(action.rows, last_run_by=None) if action.rows else None,
         action.message,
         action.ttl_s,
     )
@@ -326,9 +340,11 @@ def _carry_out(actions: Sequence[Action], primitive: Primitive, lock_held: lock.
         ({Kind.HANDOVER}, lambda some: handed.hand(primitive, some, vault.free(folder))),
         ({Kind.SEND}, lambda some: sent.send(primitive, some)),
         ({Kind.SWITCH}, lambda some: switched.switch(primitive, some)),
+        ({Kind.UPDATE}, lambda some: updated.update(primitive, some, lambda: vault.free(folder))),
         ({Kind.DELETE}, lambda some: _apart(primitive, some, folder, stored.delete)),
         ({Kind.EXPIRE}, lambda some: _apart(primitive, some, folder, lambda p, a, _: stored.expire(p, a))),
         ({Kind.DROP}, lambda some: drop.drop(primitive, some, vault.free(folder))),
+        ({Kind.REMOVE}, lambda some: [temporary.remove(primitive, action, folder) for action in some]),
         ({Kind.GROW, Kind.SHRINK}, lambda some: [pools.resize(primitive, action) for action in some]),
         ({Kind.RESUME}, lambda some: [consumers.order(primitive, action) for action in some]),
         ({Kind.SHUTDOWN}, lambda some: [shutdown.order(primitive, action) for action in some]),
@@ -406,10 +422,13 @@ def _apart(
     singly: Callable[[Primitive, Sequence[Action], Path], list[Outcome]],
 ) -> list[Outcome]:
     """Carry out what is about single keys, and then what a filter means."""
-    single = [action for action in actions if action.results is None]
+    of_tasks = [action for action in actions if any(copy.place == "app" for copy in action.copies)]
+    single = [action for action in actions if action.results is None and action not in of_tasks]
     meant = [action for action in actions if action.results is not None]
-    outcomes = singly(primitive, single, vault.free(folder)) if single else []
-    for what in (RESULTS, REPLIES):
+    single, outcomes = beside.sorted_out(primitive, single)
+    outcomes += singly(primitive, single, vault.free(folder)) if single else []
+    outcomes += [beside.clear(primitive, action, folder) for action in of_tasks]
+    for what in (RESULTS, REPLIES, GROUPS, CHECKPOINTS):
         some = [action for action in meant if action.results and action.results.what == what]
         outcomes += swept.sweep(primitive, some, vault.free(folder)) if some else []
     return outcomes

@@ -80,7 +80,8 @@ def _unfinished(broker: Broker, run_ids: Iterable[str]) -> dict[str, Refused]:
     found: dict[str, Refused] = {}
     for run_id in run_ids:
         try:
-            if aside.get(run_id) or journal.read(broker, run_id).on_the_way:
+            told = journal.read(broker, run_id)
+            if aside.get(run_id) or told.on_the_way or told.partial:
                 hint = f"`ops resume {run_id}` finishes it, `ops undo {run_id}` puts it back."
                 found[run_id] = Refused(
                     f"Run {run_id} was cut off with messages on their way. Nothing was changed.", hint=hint

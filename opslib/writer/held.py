@@ -53,6 +53,8 @@ class _Meant:
 
         nameless: Unacknowledged messages without an id, which nobody could revoke.
 
+        others: Tasks that another action of the plan has already.
+
         twice: Tasks that run more than once on one node, which ends only one of them by an order, with that node.
     """
 
@@ -60,6 +62,7 @@ class _Meant:
     stops: list[Action] = field(default_factory=list)
     left: int = 0
     nameless: int = 0
+    others: int = 0
     twice: dict[str, str] = field(default_factory=dict)
     too_many: str = ""
 
@@ -123,7 +126,8 @@ def _meant(seen: Holding, action: Action, known: set[str], *, sure: bool) -> _Me
                 terminate=bool(node) and seen.nodes[node].can_terminate,
             )
         )
-    known |= names.keys()
+    meant.others = len(known & names.keys())
+    known.update(names)
     return meant
 
 
@@ -131,11 +135,12 @@ def _outcome(meant: _Meant, stopped: Sequence[Outcome]) -> Outcome:
     action = meant.action
     if meant.too_many:
         return Outcome(action=action, status=Status.FAILED, reason=meant.too_many)
-    odd = [f"{meant.nameless:,} have no id, and stay"] if meant.nameless else []
+    odd = [f"{meant.others:,} are another action's already"] if meant.others else []
+    odd += [f"{meant.nameless:,} have no id, and stay"] if meant.nameless else []
     odd += [f"{meant.left:,} may be held by a node that does not answer, and stay unacknowledged"] if meant.left else []
     also = f" {'; '.join(odd).capitalize()}." if odd else ""
     if not stopped:
-        reason = f"No node that answers holds anything of it.{also}"
+        reason = f"No node that answers holds anything {'else ' * bool(meant.others)}of it.{also}"
         return Outcome(action=action, status=Status.SKIPPED, reason=reason)
     failed = [each for each in stopped if each.status is not Status.APPLIED]
     ended = sum(1 for each in stopped if "it ended" in each.steps)

@@ -127,6 +127,11 @@ class Primitive:
         self._answered = True
 
     @property
+    def plan(self) -> str:
+        """Digest of the plan that it carries out."""
+        return str(self._plan)
+
+    @property
     def epoch(self) -> int:
         """What the numbers of its batches begin with; those of an earlier plan of the same run have another."""
         return self._lock.epoch

@@ -18,9 +18,12 @@ from opslib.writer import (
     rates,
     recalled,
     repair,
+    row_batches,
     stored,
     swept,
     switched,
+    temporary,
+    updated,
 )
 from opslib.writer import journal as journals
 from opslib.writer.journal import Batch, Journal
@@ -55,6 +58,10 @@ def carry_out(primitive: Primitive, mover: Mover, actions: Sequence[Action]) -> 
             outcomes += _keys_back(primitive, list(some), batches)
         elif op == "switch":
             outcomes += [switched.put_back(primitive, each, batches[each.copies[0].key]) for each in some]
+        elif op == temporary.OP:
+            outcomes += [temporary.put_back(primitive, each, _items(batches, each)) for each in some]
+        elif op == row_batches.OP:
+            outcomes += updated.put_back(primitive, list(some))
         elif op == swept.OP:
             outcomes += [swept.put_back(primitive, action) for action in some]
         elif op == "redrive":
@@ -92,8 +99,8 @@ def _op(batches: Mapping[str, Batch], action: Action) -> str:
     copy = action.copies[0]
     if copy.place == "redriven":
         return "redrive"
-    if copy.place == swept.OP:
-        return swept.OP
+    if copy.place in {swept.OP, row_batches.OP}:
+        return copy.place
     return str(batches[copy.key].receipt.get("op")) if copy.place == "journal" else ""
 
 
@@ -202,6 +209,12 @@ def _reverse(primitive: Primitive, batch: Batch, n: int, arrived: bytes, action:
         written=old_bytes(item, arrived),
         undoes=(batch.number, n),
     )
+
+
+def _items(batches: Mapping[str, Batch], action: Action) -> list[temporary.Put]:
+    """Return what an action puts back, as the journal has it, and where in the journal."""
+    places = [(copy.key, int(copy.delivery_tag)) for copy in action.copies]
+    return [(batches[number].items[n], (number, n)) for number, n in places]
 
 
 def _keys_back(primitive: Primitive, actions: Sequence[Action], batches: Mapping[str, Batch]) -> list[Outcome]:

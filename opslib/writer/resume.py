@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opslib import plan as plans
 from opslib.errors import Refused
 from opslib.plan import Action, Copy, Kind, Plan
-from opslib.writer import canary, gates, recalled, sites, swept, undo
+from opslib.writer import canary, gates, recalled, row_batches, sites, swept, undo
 from opslib.writer import journal as journals
 from opslib.writer.journal import Journal
 
@@ -103,7 +103,7 @@ def _left(action: Action, journal: Journal, made: _Made) -> Action | None:
         return None if action.id in canary.ended(journal) else action
     if action.kind is Kind.UNDO:
         rest = [c for c in action.copies if not _put_back(c.place, c.key, int(c.delivery_tag or 0), journal)]
-    elif action.kind is Kind.STOP or action.kind in ORDERS:
+    elif action.kind is Kind.STOP or action.kind in ORDERS or _is_switched_row(action):
         return action
     elif not action.copies:
         return None if made[action.id] else action
@@ -115,6 +115,11 @@ def _left(action: Action, journal: Journal, made: _Made) -> Action | None:
             names[name] -= 1
             rest += [copy] if names[name] < 0 else []
     return replace(action, copies=tuple(rest)) if rest else None
+
+
+def _is_switched_row(action: Action) -> bool:
+    """Whether it is about a row of a table: the journal knows of it before the table does."""
+    return action.kind is Kind.SWITCH and action.row is not None
 
 
 def _passed(journal: Journal) -> int:
@@ -138,6 +143,8 @@ def _put_back(place: str, number: str, n: int, journal: Journal) -> bool:
         return number not in recalled.standing(journal)
     if place == swept.OP:
         return not swept.standing(journal, number)
+    if place == row_batches.OP:
+        return not row_batches.standing(journal, number)
     return number in journal.undone_passes if place == "pass" else (number, n) in journal.undone
 
 

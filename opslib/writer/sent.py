@@ -6,14 +6,23 @@ from collections.abc import Iterator, Sequence
 
 from opslib.envelope import Head, digest, head
 from opslib.plan import Action, Outcome, Status
+from opslib.writer import resent
 from opslib.writer.moves import BATCH_BYTES, BATCH_MOVES
 from opslib.writer.primitive import Primitive
 
 
 def send(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
-    """Publish messages as Celery does it by the default exchange: behind all that waits in their list."""
+    """
+    Publish messages as Celery does it by the default exchange: behind all that waits in their list.
+
+    What is sent again for a row of the application's is looked for once more: it must still be lost.
+    """
     outcomes: list[Outcome] = []
-    for some in _batches(actions):
+    lost = resent.Lost(primitive)
+    for batch in _batches(actions):
+        ready, held = lost.ready([action for action, _ in batch])
+        outcomes += held
+        some = [(action, raw) for action, raw in batch if action in ready]
         keys = primitive.keys()
         values: list[bytes | str | float] = []
         items = []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def of(broker: Broker, *, unseen: list[OpsError] | None = None) -> Iterator[Broker]:
     """
-    Yield the broker's database, then the result backend's and those of the application's keys, each of them once.
+    Yield the broker's database, then the result backend's, those of the application's keys and beat's, each once.
 
     Args:
         unseen: Gets what is wrong with those that do not answer, instead of an error that ends it.
@@ -51,6 +51,8 @@ def _others(broker: Broker) -> Iterator[tuple[Redis, str]]:
         yield broker.results, broker.target.result_backend
     for name, client in broker.apps.items():
         yield client, broker.target.app_keys[name].url
+    if broker.beat is not None:
+        yield broker.beat, broker.target.beat_url
 
 
 def _identity(site: Broker) -> tuple[object, int]:

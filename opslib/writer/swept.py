@@ -1,4 +1,4 @@
-"""A filter of stored results or replies → those that fit: in a vault, then removed or given a life; and back again."""
+"""A filter of results, replies, groups or states → those that fit: in a vault and gone, or given a life; and back."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib import aging, refusals, settings
-from opslib.collectors import circulation, pages
+from opslib.collectors import circulation, mentions, pages, remains
 from opslib.collectors import stored as collected
 from opslib.errors import OpsError, Refused
 from opslib.keys import key_name, raw_name
 from opslib.plan import Action, Kind, Outcome, Status
-from opslib.selection import REPLIES, RESULTS, ResultSelection
+from opslib.selection import CHECKPOINTS, GROUPS, REPLIES, RESULTS, ResultSelection
+from opslib.writer import groups as grouped
 from opslib.writer import journal as journals
 from opslib.writer import lists, points, stored, vault
 from opslib.writer.moves import MOVED
@@ -38,6 +39,8 @@ _BATCH, _BATCH_BYTES = 250, 1024 * 1024
 LARGEST_BYTES = 64 * 1024 * 1024
 #: Keys that are given a life at once must not end at once: each gets up to a quarter more.
 JITTER = 0.25
+#: What keys are called in an outcome.
+_WORDS = {RESULTS: "results", REPLIES: "replies", GROUPS: "keys of groups", CHECKPOINTS: "saved states"}
 #: A string counts by its length and both its ends, as value.lua reckons.
 _WHOLE = 1_048_576
 
@@ -55,6 +58,8 @@ class _Account:
         freed_bytes: What their values weighed.
 
         beyond: Those that fit and stay, for they are more than were planned.
+
+        busy: Those that stay, for a task of theirs can still be run, or nobody can say that none can.
     """
 
     kept: int = 0
@@ -64,6 +69,7 @@ class _Account:
     gone: int = 0
     beyond: int = 0
     large: int = 0
+    busy: int = 0
 
 
 @dataclass(kw_only=True)
@@ -94,8 +100,13 @@ class _Work:
         if results:
             yield from self._results(results)
         for action in self.actions:
-            if _of(action).what == REPLIES:
+            what = _of(action).what
+            if what == REPLIES:
                 yield from self._replies(action)
+            elif what == GROUPS:
+                yield from self._groups(action)
+            elif what == CHECKPOINTS:
+                yield from self._checkpoints(action)
 
     def _results(self, actions: Sequence[Action]) -> Iterator[Kept]:
         broker = self.primitive.broker
@@ -155,6 +166,45 @@ class _Work:
                     life = -1 if found[0].expires_at_ms is None else max(0, found[0].expires_at_ms - self._now_ms)
                     yield self._kept(action, row.key, "list", found[0].parts, life)
 
+    def _groups(self, action: Action) -> Iterator[Kept]:
+        """Read the groups that nobody has touched, and keep those of which every member is known to be over."""
+        broker, account = self.primitive.broker, self.accounts[action.id]
+        root = raw_name(action.copies[0].key)
+        found: dict[str, list[bytes]] = {}
+        for key, weight in remains.idle_keys(broker.reads, root, _of(action).idle_s):
+            group_id = remains.group_of(key, root)
+            if weight is not None and (group_id in found or len(found) < remains.MOST_GROUPS):
+                found.setdefault(group_id, []).append(key)
+        met = mentions.read(broker.home or broker, found, timeout_s=_ANSWER_S)
+        for group_id, names in found.items():
+            if met.unseen or group_id in met.named or not grouped.is_over(broker.reads, root, group_id, met):
+                account.busy += len(names)
+                continue
+            for name in names:
+                yield from self._whole(action, name)
+
+    def _whole(self, action: Action, name: bytes) -> Iterator[Kept]:
+        """Keep a key of any type, if it is small enough to be compared in one step."""
+        found = stored.read(self.primitive, key_name(name))
+        if isinstance(found, str):
+            self.accounts[action.id].large += 1
+        elif self._room(action):
+            kept, print_ = found
+            life = -1 if kept.expires_at_ms is None else max(0, kept.expires_at_ms - self._now_ms)
+            yield self._kept(action, name, kept.type, kept.parts, life, print_=print_)
+
+    def _checkpoints(self, action: Action) -> Iterator[Kept]:
+        """Keep the states that should have expired, of tasks that are over, and whose heirs are."""
+        root = raw_name(action.copies[0].key)
+        for name, raw in remains.lasting_strings(self.primitive.broker.reads, root):
+            state = remains.past_its_life(raw, self.now)
+            if state is None:
+                continue
+            if key_name(name[len(root) :]) in self.held or (state.resumed_as and state.resumed_as in self.held):
+                self.accounts[action.id].busy += 1
+            elif self._room(action):
+                yield self._kept(action, name, "string", (raw,), -1)
+
     @property
     def _now_ms(self) -> int:
         return int((self.now + time.monotonic() - self._began) * 1000)
@@ -166,10 +216,12 @@ class _Work:
         account.beyond += 1
         return False
 
-    def _kept(self, action: Action, key: bytes, kind: str, parts: tuple[bytes, ...], life: int) -> Kept:
+    def _kept(
+        self, action: Action, key: bytes, kind: str, parts: tuple[bytes, ...], life: int, *, print_: str = ""
+    ) -> Kept:
         self.accounts[action.id].kept += 1
         until = None if life < 0 else self._now_ms + life
-        note: dict[str, Any] = {"a": action.id, "was": life, "print": fingerprint(kind, parts)}
+        note: dict[str, Any] = {"a": action.id, "was": life, "print": print_ or fingerprint(kind, parts)}
         note |= {"bytes": sum(map(len, parts))}
         return Kept(key=key, type=kind, parts=parts if self.verb == "delete" else (), expires_at_ms=until, note=note)
 
@@ -183,7 +235,7 @@ def sweep(primitive: Primitive, actions: Sequence[Action], path: Path) -> list[O
     """
     home = primitive.broker.home or primitive.broker
     held = circulation.read(home, timeout_s=_ANSWER_S)
-    if held.unseen and any(_of(action).what == RESULTS for action in actions):
+    if held.unseen and any(_of(action).what != REPLIES for action in actions):
         reason = f"Which tasks can still be run was not wholly seen: {' '.join(held.unseen)} Nothing was changed."
         return [Outcome(action=action, status=Status.SKIPPED, reason=reason) for action in actions]
     before = _before(primitive)
@@ -399,20 +451,25 @@ def _note_done(primitive: Primitive, action: Action) -> None:
 
 def _outcome(work: _Work, action: Action, before: int, path: Path, halted: str) -> Outcome:
     account = work.accounts[action.id]
-    what = "replies" if _of(action).what == REPLIES else "results"
+    what = _WORDS[_of(action).what]
     if work.verb == "delete":
         done = f"{account.done:,} {what} were removed, {account.freed_bytes:,} bytes of values, kept in {path.name}."
     else:
         done = f"{account.done:,} {what} were given a life of {action.ttl_s:,.0f} s and up to a quarter more."
-    said = [done] if account.done or not account.changed + account.gone + account.beyond else []
+    said = [done] if account.done or not account.changed + account.gone + account.beyond + account.busy else []
     said += [f"{before:,} had been dealt with before the run was interrupted."] if before else []
     said += [f"{account.changed:,} were written again meanwhile, and stay."] if account.changed else []
     said += [f"{account.gone:,} were gone already."] if account.gone else []
     said += [f"{account.beyond:,} more fit than were planned, and stay: run it again."] if account.beyond else []
     said += [f"{account.large:,} are too large to be kept, and stay."] if account.large else []
+    said += [f"{account.busy:,} stay: it is not proven that every task of theirs is over."] if account.busy else []
     if halted:
         return Outcome(action=action, status=Status.FAILED, reason=" ".join([*said, halted]))
     if not account.done and not before:
-        reason = " ".join(said) if said and (account.changed or account.gone or account.large) else "None is left."
+        reason = (
+            " ".join(said)
+            if said and (account.changed or account.gone or account.large or account.busy)
+            else "None is left."
+        )
         return Outcome(action=action, status=Status.SKIPPED, reason=reason)
     return Outcome(action=action, status=Status.APPLIED, reason=" ".join(said))

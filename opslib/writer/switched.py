@@ -1,4 +1,4 @@
-"""Entries of redbeat's schedule → left out by beat, or sent again; and back to how they were."""
+"""Entries of a schedule → left out by beat, or sent again; and back to how they were."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import cast
 from opslib.envelope import digest
 from opslib.keys import raw_name
 from opslib.plan import Action, Outcome, Status
+from opslib.writer import switched_rows
 from opslib.writer.journal import Batch
 from opslib.writer.primitive import Primitive
 
@@ -21,13 +22,18 @@ _WHY_NOT = {"G": _GONE, "C": _CHANGED}
 
 def switch(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
     """Have beat leave entries out or send them, each only if it is as it was planned."""
-    return [_switched(primitive, action) for action in actions]
+    return [
+        switched_rows.switch(primitive, action) if action.row is not None else _switched(primitive, action)
+        for action in actions
+    ]
 
 
 def put_back(primitive: Primitive, action: Action, batch: Batch) -> Outcome:
     """Write an entry as it was, unless it was written since."""
     n = int(action.copies[0].delivery_tag)
     item = batch.items[n]
+    if "row" in item:
+        return switched_rows.put_back(primitive, action, item, (batch.number, n))
     undoes = {"undoes": [batch.number, n]}
     letter = _call(primitive, {**item, "was": item["is"], "is": item["was"], **undoes}, "back")
     if letter == "A":

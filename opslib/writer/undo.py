@@ -11,7 +11,7 @@ from opslib.collectors import quarantine
 from opslib.errors import NotFound, OpsError
 from opslib.keys import OWN, raw_name
 from opslib.plan import Action, Copy, Kind, Plan, make
-from opslib.writer import canary, gates, lists, shutdown, sites, swept
+from opslib.writer import canary, gates, lists, row_batches, shutdown, sites, swept
 from opslib.writer import journal as journals
 from opslib.writer.journal import Batch, Journal
 
@@ -40,12 +40,12 @@ def plan(broker: Broker, run_id: str) -> Plan:
 
 def has_revoked(broker: Broker, run_id: str) -> bool:
     """Whether a run told nodes to drop tasks: what they remember is in no list, and is not put back."""
-    return bool(_found(broker, run_id)[1].of("note", "revoke"))
+    return bool(journals.read(broker, run_id).of("note", "revoke"))
 
 
 def not_undone(broker: Broker, run_id: str) -> list[str]:
     """Return what a run of steps did that no undo puts back, each as a sentence; nothing for other runs."""
-    _, journal = _found(broker, run_id)
+    journal = journals.read(broker, run_id)
     told = [f"{node} was shut down: start it as it is always started." for node in shutdown.told_at(journal)]
     is_of_steps = told or journal.of("note", gates.ROLE)
     if is_of_steps and journal.of("note", "revoke"):
@@ -60,18 +60,34 @@ def _found(broker: Broker, run_id: str) -> tuple[Broker, Journal]:
     Return the run's journal and the database that has it; of several, the first with something to put back.
 
     A run by hand may have changed several, and each is undone by itself. Once it is found, the others need not answer.
+    What an application keeps beside the broker comes first: who gets his messages back has to find it.
     """
     found: list[tuple[Broker, Journal]] = []
     unseen: list[OpsError] = []
+    first: tuple[Broker, Journal] | None = None
     for site in sites.of(broker, unseen=unseen):
         journal = journals.read(site, run_id)
         if journal.batches:
             found.append((site, journal))
             if any(set_aside(site, journal)) or any(_standing(journal)):
-                return found[-1]
+                if not any("beside" in item for batch in journal.of("note", "taken") for item in batch.items):
+                    return found[-1]
+                first = first or found[-1]
+    if first is not None:
+        return first
     if unseen and not found:
         raise unseen[0]
     return found[0] if found else (broker, Journal(run_id=run_id))
+
+
+def elsewhere(broker: Broker, run_id: str) -> int:
+    """Return in how many databases beside the first there is something of a run to put back: each has its own undo."""
+    unseen: list[OpsError] = []
+    found = 0
+    for site in sites.of(broker, unseen=unseen):
+        journal = journals.read(site, run_id)
+        found += any(set_aside(site, journal)) or any(_standing(journal))
+    return max(0, found - 1)
 
 
 def _of_full(broker: Broker, run_id: str) -> Iterator[Action]:
@@ -127,6 +143,9 @@ def _standing(journal: Journal) -> Iterator[Action]:
         if op == swept.OP:
             yield _of_swept(str(group), role, found)
             continue
+        if op == row_batches.OP:
+            yield from _of_rows(journal, str(group), role, found)
+            continue
         yield _of_letters(str(group), len(found)) if op == "redrive" else _action(op, group, found)
 
 
@@ -138,11 +157,13 @@ def _group(batch: Batch, n: int) -> tuple[str, str, object]:
         return op, role, batch.receipt.get("pass", "")
     if op == "redrive":
         return op, role, batch.receipt["list"]
+    if op == row_batches.OP:
+        return op, role, batch.receipt["vault"] if role == row_batches.MANY else batch.number
     if op == swept.OP:
         return op, role, batch.receipt["vault"]
     if op == "move":
         return op, role, (item["a"], item["s"], item["from"][0], item["to"][0])
-    if op == "node":
+    if op in {"node", "files"}:
         return op, role, (item["a"], item["s"])
     return op, role, (batch.number, n)
 
@@ -160,6 +181,25 @@ def _of_swept(where: str, role: str, found: Sequence[tuple[Batch, int]]) -> Acti
         destination=subject,
         copies=(Copy(place=swept.OP, key=where, count=count),),
         effect=f"{keys} {back}, but for those that were written since.",
+    )
+
+
+def _of_rows(journal: Journal, group: str, role: str, found: Sequence[tuple[Batch, int]]) -> Iterator[Action]:
+    """Yield what sets rows back: all that a filter meant at once, by the vault; a single one by its batch."""
+    batch, n = found[0]
+    subject, table = str(batch.items[n]["s"]), str(batch.receipt["table"])
+    count = sum(row_batches.count_of(each, journal) for each, _ in found)
+    if not count:
+        return
+    many = f"{count:,} row{'s' * (count != 1)} of {table} {'are' if count != 1 else 'is'} set back"
+    copy = Copy(place=row_batches.OP, key=group, count=count)
+    yield Action(
+        kind=Kind.UNDO,
+        subject=subject,
+        source="vault",
+        destination=table,
+        copies=(copy if role == row_batches.MANY else Copy(place="journal", key=group, delivery_tag=str(n)),),
+        effect=f"{many}, but for what was changed since.",
     )
 
 
@@ -218,6 +258,9 @@ def _way(op: str, item: Mapping[str, Any], count: int, role: str) -> tuple[str, 
         return key, "quarantine", f"The message that was sent is taken out of {key} again, if nobody has taken it."
     if op == "switch":
         return item["key"], item["key"], "The entry of the schedule is as it was, unless it was written since."
+    if op == "files":
+        files = f"{count:,} file{'s' * (count != 1)} of {item['host']}"
+        return "vault", item["s"], f"{files} come{'s' * (count == 1)} back, with rights and times, if nothing is there."
     if op == "hand":
         back = f"The state of {item['s']} is as it was again, and the copy for {item['new']} is removed"
         return item["to"], item["key"], f"{back}, unless that one has it by now."

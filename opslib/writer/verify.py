@@ -13,6 +13,7 @@ from opslib.envelope import digest
 from opslib.keys import raw_name
 from opslib.plan import Kind, Outcome, Status
 from opslib.writer import journal as journals
+from opslib.writer import row_batches
 from opslib.writer.journal import Batch, Journal
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def checked(primitive: Primitive, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """
     kinds = {o.action.id: o.action.kind for o in outcomes if o.status is Status.APPLIED}
     applied = {number for number, kind in kinds.items() if kind in _LOOKED_FOR}
+    outcomes = _rows_checked(primitive, outcomes)
     if not applied:
         return list(outcomes)
     try:
@@ -48,6 +50,23 @@ def checked(primitive: Primitive, outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [
         replace(o, status=Status.UNVERIFIED, reason=f"{o.reason} But {missing[o.action.id]}.")
         if o.action.id in missing and o.action.id in applied
+        else o
+        for o in outcomes
+    ]
+
+
+def _rows_checked(primitive: Primitive, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """Look whether rows hold what was written, and mark the outcomes of those of which that cannot be said."""
+    asked = {o.action.id for o in outcomes if o.status is Status.APPLIED and o.action.kind is Kind.UPDATE}
+    if not asked:
+        return outcomes
+    try:
+        lost = row_batches.unproven(primitive, asked)
+    except Exception as error:  # noqa: BLE001 - as above
+        lost = dict.fromkeys(asked, f"it could not be looked for ({type(error).__name__})")
+    return [
+        replace(o, status=Status.UNVERIFIED, reason=f"{o.reason} But {lost[o.action.id]}.")
+        if o.action.id in lost
         else o
         for o in outcomes
     ]

@@ -6,10 +6,16 @@ import json
 import time
 
 import pytest
+from redis import Redis
 
+from opslib import records
 from opslib.collectors.beat import schedule
 from opslib.demo import server as embedded
+from opslib.errors import BadParameter
+from opslib.symptoms import beat_schedule
+from opslib.writer import apply
 from tests.support import servers
+from tests.support.plans import told, undone
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S, deployment
 
@@ -152,18 +158,81 @@ def test_a_name_that_is_something_else_is_no_schedule(system, clean):
     assert (seen.lock, {row.source for row in seen.entries}) == (None, {"configuration"})
 
 
-def test_one_in_another_database_is_named_and_not_read(system, conf, clean):
-    """Without its password."""
-    url = system.server.url.replace("/0", "/7")
-    other = system.worker(pool="solo", conf={**conf, "redbeat_redis_url": url}, name="another@trial")
-    seen = schedule(clean)
-    other.kill()
+@pytest.fixture
+def beside(system):
+    """Another database of the server, with an entry of redbeat's."""
+    with embedded_client(system, 7) as client:
+        definition = {"name": "nightly", "task": "tests.ok", "schedule": 60, "enabled": True}
+        client.hset("redbeat:nightly", "definition", json.dumps(definition))
+        client.zadd("redbeat::schedule", {"redbeat:nightly": time.time() + 60})
+        yield client
+        client.delete("redbeat:nightly", "redbeat::schedule")
 
+
+def embedded_client(system, number):
+    """Return a client of another database of the system's server."""
+    return Redis.from_url(elsewhere(system, number))
+
+
+def elsewhere(system, number):
+    """Return the URL of another database of the system's server."""
+    return system.server.url.replace("/0", f"/{number}")
+
+
+def test_one_that_a_node_says_is_beside_the_broker_is_read_and_not_changed(system, conf, clean, beside):
+    """With the broker's own credentials; on another server, it is only named, without its password."""
+    known = {**conf, "redbeat_redis_url": elsewhere(system, 7)}
+    node = system.worker(pool="solo", conf=known, name="another@trial")
+    seen = schedule(clean)
+    node.kill()
+    with pytest.raises(BadParameter, match="as a node says"):
+        beat_schedule.plan(seen, do="pause", name="nightly")
+
+    assert beside.exists("redbeat:nightly")
+    assert (by_name(seen)["nightly"].source, seen.site) == ("redbeat", "")
     assert seen.elsewhere.endswith("/7")
     assert "***" in seen.elsewhere
-    assert [row.note for row in seen.silent_places if row.place == "schedule"] == [
-        f"redbeat keeps it in {seen.elsewhere}."
-    ]
+    assert not seen.silent_places
+    assert beat_schedule.plan(seen, do="run", name="nightly")
+
+
+def test_one_on_another_server_is_named(system, conf, clean):
+    """What a node says is not enough to connect to a stranger."""
+    known = {**conf, "redbeat_redis_url": "redis://:a-password@elsewhere.invalid/7"}
+    node = system.worker(pool="solo", conf=known, name="another@trial")
+    seen = schedule(clean)
+    node.kill()
+    (row,) = [row for row in seen.silent_places if row.place == "schedule"]
+
+    assert seen.elsewhere == "redis://:***@elsewhere.invalid/7"
+    assert seen.elsewhere in row.note
+    assert "beat_url" in row.note
+
+
+def test_one_that_the_target_names_is_read_and_changed_there(system, clean, beside, archive):
+    """Under a lock and with a journal of that database; an undo finds it."""
+    assert archive.is_dir()
+    assert clean
+    broker = servers.broker(system.server, beat_url=elsewhere(system, 7))
+    seen = schedule(broker)
+    (outcome,) = apply(beat_schedule.plan(seen, do="pause", name="nightly"), broker, dry_run=False)
+    paused = json.loads(beside.hget("redbeat:nightly", "definition"))
+    back = undone(broker, records.context().run_id)
+
+    assert seen.site not in {"", seen.fingerprint}
+    assert (outcome.status, paused["enabled"]) == ("applied", False)
+    assert told(back) == ["applied"]
+    assert json.loads(beside.hget("redbeat:nightly", "definition"))["enabled"]
+
+
+def test_one_that_does_not_answer_is_not_an_empty_one(system, clean):
+    """The rest is seen all the same."""
+    assert clean
+    seen = schedule(servers.broker(system.server, beat_url="redis://:a-password@127.0.0.1:1/0"))
+
+    assert seen.nodes
+    assert [row.place for row in seen.silent_places if row.place == "schedule"] == ["schedule"]
+    assert not [row for row in seen.silent_places if "a-password" in row.note]
 
 
 def test_without_nodes_and_schedule_there_is_nothing(broker):

@@ -205,6 +205,9 @@ class TestFaults:
             "results-expired": 1,
             "results-without-ttl": 1,
             "orphan-reply-keys": 1,
+            "quarantine-expired": 1,
+            "group-keys": 1,
+            "app-keys": 1,
         }
 
     def test_killed_node_leaves_six_messages(self, shop: Demo, redis: Redis, app: Celery) -> None:

@@ -16,8 +16,9 @@ from opslib.demo import server as embedded
 from opslib.errors import Exit
 from opslib.run import RunResult
 from tests import command_line
-from tests.support import servers
+from tests.support import servers, tables
 from tests.support.plans import told, undone
+from tests.support.postgres import Postgres
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S, Deployment, deployment
 
@@ -135,6 +136,32 @@ def test_one_is_sent_now(system: Deployment) -> None:
     page = BeautifulSoup(sent.report.read_text(), "html.parser").get_text(" ", strip=True)
     assert "rarely" in page
     assert "every 1 d" in page
+
+
+def test_an_entry_in_django_s_tables_is_sent_and_paused(
+    system: Deployment, postgres_url: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Headless, with the database's password in the environment alone; no file of the run has that, or an argument."""
+    tables.django(postgres_url)
+    tables.entry(postgres_url, "in a table", args=json.dumps([SECRET]), queue="rare", last_run_at=tables.at(1_200))
+    tables.told(postgres_url, tables.at(60))
+    monkeypatch.setenv("OPS_DATABASE_URL", postgres_url)
+    system.redis.delete("rare")
+    found = look()
+    sent = look(do="run", name="in a table", dry_run=False)
+    message = json.loads(system.redis.lindex("rare", 0))
+    paused = look(do="pause", name="in a table", dry_run=False)
+    row = tables.row(postgres_url, "in a table")
+    texts = [path.read_text() for run in (sent, paused) for path in run.folder.iterdir() if path.suffix != ".gz"]
+    plan = (sent.folder / "plan.json").read_text()
+
+    assert ("schedule-overdue", "in a table") in codes(found)
+    assert (message["headers"]["task"], message["headers"]["argsrepr"]) == ("tests.ok", "(...)")
+    assert [each["status"] for each in paused.record.outcomes] == ["applied"], paused.record.outcomes
+    assert row["enabled"] is False
+    assert ("schedule-overdue", "in a table") not in codes(paused)
+    assert not [text for text in texts if postgres.password in text]
+    assert not [text for text in texts if SECRET in text and text != plan]
 
 
 def test_a_pause_is_refused_where_the_entry_was_written_since(system: Deployment) -> None:

@@ -39,4 +39,4 @@ django.setup()
 if __name__ == "__main__":
     call_command("migrate", *sys.argv[1:], verbosity=0, interactive=False)
 else:
-    from tests.support.app import app as app
+    from tests.support.app import app  # noqa: F401 - celery looks for it here

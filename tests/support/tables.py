@@ -18,6 +18,8 @@ from opslib.demo import processes
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S, Deployment
 
+#: What an entry of a schedule in Django's tables may be sent by.
+KINDS = ("interval", "crontab", "solar", "clocked")
 #: The Django packages whose tables `django` makes.
 BEAT, RESULTS = "django_celery_beat", "django_celery_results"
 #: Celery's own backend writes these once a node stores its first result.
@@ -111,6 +113,53 @@ def django(url: str, **environment: str) -> None:
     assert not done.returncode, done.stderr
 
 
+def entry(url: str, name: str, kind: str = "interval", sent: Mapping[str, Any] | None = None, **values: Any) -> int:
+    """
+    Add an entry to the schedule in Django's tables, of which beat is not told; return its id.
+
+    Args:
+        sent: The row of the table of that kind; every 10 minutes, where none is given.
+
+        values: What the entry has that Django's defaults have not.
+    """
+    with connected(url) as connection:
+        found = _reflected(connection, f"{BEAT}_{kind}schedule", f"{BEAT}_periodictask")
+        clock, tasks = found[f"{BEAT}_{kind}schedule"], found[f"{BEAT}_periodictask"]
+        times = connection.execute(sa.insert(clock).values(sent or {"every": 10, "period": "minutes"}))
+        known = {"name": name, "task": "tests.ok", "args": "[]", "kwargs": "{}", "headers": "{}", "description": ""}
+        known |= {"enabled": True, "one_off": False, "total_run_count": 0, "date_changed": at(0.0)}
+        made = connection.execute(
+            sa.insert(tasks).values({**known, f"{kind}_id": times.inserted_primary_key[0], **values})
+        )
+        return int(made.inserted_primary_key[0])
+
+
+def told(url: str, when: datetime) -> None:
+    """Have beat be told of a change, at that instant."""
+    with connected(url) as connection:
+        notice = _reflected(connection, f"{BEAT}_periodictasks")[f"{BEAT}_periodictasks"]
+        connection.execute(sa.delete(notice))
+        connection.execute(sa.insert(notice).values(ident=1, last_update=when))
+
+
+def row(url: str, name: str) -> dict[str, Any]:
+    """Return an entry of Django's tables, and when beat was last told of a change as `told`."""
+    with connected(url) as connection:
+        found = connection.execute(
+            sa.text(f"SELECT * FROM {BEAT}_periodictask WHERE name = :name"), {"name": name}
+        ).mappings()
+        last = connection.scalar(sa.text(f"SELECT last_update FROM {BEAT}_periodictasks"))
+        return {**found.one(), "told": last}
+
+
+def emptied(url: str) -> None:
+    """Take every row out of Django's tables of a schedule."""
+    names = [f"{BEAT}_{each}" for each in ("periodictask", "periodictasks", *(f"{kind}schedule" for kind in KINDS))]
+    with connected(url) as connection:
+        for table in _reflected(connection, *names).values():
+            connection.execute(sa.delete(table))
+
+
 def celery(trial: Deployment, url: str, *tasks: tuple[str, tuple[object, ...]], **conf: object) -> list[str]:
     """Have a real node store the results of these tasks, and return their ids; Celery makes its tables itself."""
     worker = trial.worker(pool="solo", queues="tables", conf={"result_backend": f"db+{url}", **conf})
@@ -197,6 +246,12 @@ def fill(
         if kind == "postgresql":  # which does not count the ids that it was given
             column = f"pg_get_serial_sequence('{TASK_MANAGER}', 'id')"
             connection.execute(sa.text(f"SELECT setval({column}, (SELECT max(id) FROM {TASK_MANAGER}))"))
+
+
+def _reflected(connection: Connection, *names: str) -> dict[str, sa.Table]:
+    """Return tables as they are in the database."""
+    metadata = sa.MetaData()
+    return {name: sa.Table(name, metadata, autoload_with=connection, resolve_fks=False) for name in names}
 
 
 def _json(values: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -106,6 +106,45 @@ def test_what_is_sent_in_vain_is_broken(fields, words):
     assert (("schedule-broken", "nightly") in silent) == ("problem" in fields)
 
 
+def in_table(name="nightly", *, changed_ago_s=1_000.0, sent_ago_s=None, **more):
+    """Return an entry of a table, saved and last sent so many seconds ago."""
+    sent_at = None if sent_ago_s is None else rows.NOW_S - sent_ago_s
+    known = {"source": "django-celery-beat", "key": f"db#table/{name}", "row": 4}
+    return entry(name, changed_at=rows.NOW_S - changed_ago_s, last_run_at=sent_at, **{**known, **more})
+
+
+@pytest.mark.parametrize(
+    ("row", "told_ago_s", "is_untold"),
+    [
+        (in_table(changed_ago_s=100), 100, False),
+        (in_table(changed_ago_s=100), 102, True),
+        (in_table(changed_ago_s=100), None, True),
+        (in_table(changed_ago_s=100, sent_ago_s=699), 5_000, False),
+        (in_table(changed_ago_s=100, sent_ago_s=701), 5_000, True),
+        (in_table(is_on=False, sent_ago_s=100), 100, True),
+        (in_table(is_on=False, sent_ago_s=100), 99, False),
+        (in_table(is_on=False, changed_ago_s=50), 5_000, False),
+        (entry(), None, False),
+    ],
+    ids=["told", "later", "never", "by beat", "not by beat", "off by SQL", "told since", "off by beat", "redbeat"],
+)
+def test_a_change_of_which_beat_was_not_told_is_seen(row, told_ago_s, is_untold):
+    """Beat itself saves a row with the run that it has sent; and Django forgets the last run of what it switches off."""
+    told_at = None if told_ago_s is None else rows.NOW_S - told_ago_s
+    found = codes(diagnose(replace(seen(row, held=lock()), told_at=told_at), LIMITS))
+
+    assert found == ({("schedule-untold", "nightly")} if is_untold else set())
+
+
+def test_what_is_overdue_in_a_table_tells_of_the_newest_run():
+    """Of any entry: only that says whether a beat lives."""
+    late = in_table(due_in_s=-600, sent_ago_s=1_200)
+    (found,) = diagnose(replace(seen(late, in_table("other", sent_ago_s=30)), told_at=rows.NOW_S), LIMITS)
+
+    assert (found.code, found.subject) == ("schedule-overdue", "nightly")
+    assert "of any entry, was 30 s ago" in found.message
+
+
 def test_two_beats_are_named():
     """With how many messages tell so."""
     twice = SentTwice(task="tests.ok", queue="celery", senders=("gen1@a", "gen2@b"), messages=40)
@@ -142,6 +181,29 @@ class TestPlan:
 
         assert (action.kind, action.source, action.destination) == (Kind.SWITCH, "redbeat:nightly", to)
         assert action.copies[0].sha256 == "e" * 64
+
+    def test_a_row_is_switched_by_its_number_and_name(self):
+        """And beat is told of it."""
+        (action,) = plan(seen(in_table()), do="pause", name="nightly")
+
+        assert (action.kind, action.source, action.row.table) == (Kind.SWITCH, "db#table/nightly", "beat")
+        assert json.loads(action.row.key) == {"id": 4, "name": "nightly"}
+        assert (json.loads(action.row.was), json.loads(action.row.becomes)) == ({"enabled": True}, {"enabled": False})
+        assert "told of the change" in action.effect
+
+    def test_in_another_database_redbeat_s_entries_are_changed_there(self):
+        """What is sent now goes to the broker all the same; where nobody may change it, nothing is planned."""
+        there = replace(seen(entry()), elsewhere="redis://there/7", site="a/b/7/")
+
+        assert plan(there, do="pause", name="nightly").fingerprint == "a/b/7/"
+        assert plan(there, do="run", name="nightly").fingerprint == there.fingerprint
+        with pytest.raises(BadParameter, match="not to change it"):
+            plan(replace(there, site=""), do="pause", name="nightly")
+
+    def test_arguments_that_nobody_read_are_not_sent(self):
+        """They would be others."""
+        with pytest.raises(BadParameter, match="too large to be read"):
+            plan(seen(entry(call="")), do="run", name="nightly")
 
     def test_a_configured_one_is_said_to_come_back(self):
         """Beat writes it anew when it starts."""

@@ -9,7 +9,9 @@ import pytest
 from opslib.envelope import digest
 from opslib.plan import Action, Copy, Kind
 from opslib.writer import apply, points
+from tests.support import servers
 from tests.support.plans import planned, told, undone
+from tests.support.seed import KEYS
 from tests.writer.test_undo import run_id
 
 KEY = "redbeat:nightly"
@@ -88,6 +90,51 @@ def test_what_changes_in_the_last_moment_stays_as_it_is(broker, stored, monkeypa
     assert stored.hget(KEY, "definition") in {None, CHANGED.encode()}
 
 
+@pytest.mark.parametrize(
+    ("meddle", "words"),
+    [
+        (lambda redis: redis.hset(KEY, "definition", CHANGED), "written again"),
+        (lambda redis: redis.delete(KEY), "removed it"),
+    ],
+    ids=["changed", "gone"],
+)
+def test_what_has_changed_since_the_look_stays_as_it_is(broker, stored, meddle, words):
+    """What a person has read is what is switched: the script compares with what is there now, not with that."""
+    meddle(stored)
+
+    outcome = switch(broker)
+
+    assert (outcome.status, words in outcome.reason) == ("skipped", True)
+    assert stored.hget(KEY, "definition") in {None, CHANGED.encode()}
+
+
+def test_another_type_in_the_last_moment_leaves_no_batch_half_done(broker, stored, monkeypatch):
+    """A batch that was begun and not ended would stand in the way of every undo."""
+
+    def meddle(name):
+        if name == "after-intent":
+            stored.delete(KEY)
+            stored.set(KEY, "a text")
+
+    monkeypatch.setattr(points, "passed", meddle)
+
+    outcome = switch(broker)
+
+    assert (outcome.status, "WRONGTYPE" in outcome.reason) == ("failed", True)
+    assert not stored.exists(KEYS.journal(run_id()))
+
+
+def test_a_right_that_is_missing_leaves_no_batch_half_done(broker, stored, server):
+    """It may write what is ours, and may only read the schedule."""
+    servers.user(stored, f"{servers.READ_WRITE} resetkeys ~opslib:* %R~*")
+
+    outcome = switch(servers.elsewhere(broker, servers.as_user(server)))
+
+    assert outcome.status == "failed"
+    assert definition(stored) == DEFINITION
+    assert not stored.exists(KEYS.journal(run_id()))
+
+
 def test_what_was_written_since_is_not_put_back(broker, stored):
     """Whoever wrote it meant that."""
     switch(broker)
@@ -109,11 +156,12 @@ def test_a_key_of_another_type_is_refused(broker, redis):
     assert redis.get(KEY) == b"a text"
 
 
-def test_what_is_no_json_is_left(broker, redis):
-    """A definition that nobody can read is nobody's to write."""
-    redis.hset(KEY, "definition", "{no")
+@pytest.mark.parametrize("odd", ["{no", "7", "[" * 100_000], ids=["cut off", "number", "deep"])
+def test_what_is_no_definition_is_left(broker, redis, odd):
+    """One that nobody can read is nobody's to write."""
+    redis.hset(KEY, "definition", odd)
 
-    outcome = switch(broker, seen="{no")
+    outcome = switch(broker, seen=odd)
 
     assert (outcome.status, outcome.reason) == ("failed", "Its definition cannot be read.")
-    assert definition(redis) == "{no"
+    assert definition(redis) == odd

@@ -15,8 +15,16 @@ for n = FIRST_KEY, #KEYS do
   items[#items + 1] = item
   if verb == 'delete' then may('UNLINK', item.key) else may('PEXPIRE', item.key, '1') end
   if verb == 'keep' then may('PERSIST', item.key) end
-  if verb == 'put' and item.kind == 'string' then may('SET', item.key, 'value') end
-  if verb == 'put' and item.kind ~= 'string' then may('RPUSH', item.key, 'value') end
+  if verb == 'put' then
+    local adds = {string = 'SET', set = 'SADD', list = 'RPUSH'}
+    if item.kind == 'zset' then
+      may('ZADD', item.key, '0', 'member')
+    elseif item.kind == 'hash' then
+      may('HSET', item.key, 'field', 'value')
+    else
+      may(adds[item.kind], item.key, 'value')
+    end
+  end
 end
 if problem then return problem end
 
@@ -25,6 +33,18 @@ local function renewed(item, life)
   if not item.was then return false end
   if item.was < 0 then return life >= 0 end
   return life < 0 or life > item.was
+end
+
+local function put(key, kind, parts)
+  if kind == 'string' then
+    redis.call('SET', key, parts[1])
+  elseif kind == 'hash' then
+    for n = 1, #parts, 2 do redis.call('HSET', key, parts[n], parts[n + 1]) end
+  elseif kind == 'zset' then
+    for n = 1, #parts, 2 do redis.call('ZADD', key, parts[n + 1], parts[n]) end
+  else
+    for n = 1, #parts do redis.call(kind == 'set' and 'SADD' or 'RPUSH', key, parts[n]) end
+  end
 end
 
 begin()
@@ -36,11 +56,7 @@ for n, item in ipairs(items) do
     if kind ~= 'none' then
       letter = 'X'
     else
-      if item.kind == 'string' then
-        redis.call('SET', item.key, item.parts[1])
-      else
-        for part = 1, #item.parts do redis.call('RPUSH', item.key, item.parts[part]) end
-      end
+      put(item.key, item.kind, item.parts)
       if item.life ~= '' then redis.call('PEXPIRE', item.key, item.life) end
     end
   elseif kind == 'none' then
