@@ -16,11 +16,13 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.shop import contents, embedded, open_shop, orphan
+from tests.support import tables
 from tests.support.workers import Deployment
 
 #: Tests of containers; there are none where the stack has none.
 _OF_CONTAINERS = Path(__file__).with_name("tests") / "docker"
 _SHOP = pytest.StashKey[Deployment]()
+_TABLE = pytest.StashKey[Path]()
 _BEFORE = pytest.StashKey[dict[bytes, object]]()
 
 
@@ -46,16 +48,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if _is_notebook(item):
         if _SHOP not in item.config.stash:
             item.config.stash[_SHOP] = _start(item.config)
-        item.stash[_BEFORE] = contents(item.config.stash[_SHOP].redis)
+        item.stash[_BEFORE] = _contents(item.config)
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Fail a notebook whose defaults changed anything: the same keys with the same bytes have to be there."""
     if _BEFORE in item.stash:
-        after = contents(item.config.stash[_SHOP].redis)
+        after = _contents(item.config)
         if after != item.stash[_BEFORE]:
             names = [name for name in after | item.stash[_BEFORE] if after.get(name) != item.stash[_BEFORE].get(name)]
-            pytest.fail(f"With its defaults, a notebook has to leave the broker as it was; it changed {names}.")
+            pytest.fail(f"With its defaults, a notebook has to leave broker and database as they were; it changed {names}.")
+
+
+def _contents(config: pytest.Config) -> dict[bytes, object]:
+    """Return all keys of the broker, and the file of the application's database."""
+    return {**contents(config.stash[_SHOP].redis), b"database": config.stash[_TABLE].read_bytes()}
 
 
 def _is_notebook(item: pytest.Item) -> bool:
@@ -76,13 +83,19 @@ def _start(config: pytest.Config) -> Deployment:
     config.add_cleanup(running.close)
     folder = Path(running.enter_context(TemporaryDirectory(prefix="opslib-notebooks-")))
     shop = running.enter_context(open_shop(folder, stack))
-    orphan(shop)
+    orphaned = orphan(shop)
+    config.stash[_TABLE] = folder / "shop.db"
+    url = tables.sqlite(config.stash[_TABLE])
+    tables.make(url)
+    known = {"task_module": "tests", "status": "SCHEDULED", "last_run": tables.at(30 * 3600)}
+    tables.add(url, [{**known, "task_name": "late", "task_id": each} for each in (orphaned, tables.task_id(1))])
     environment = running.enter_context(pytest.MonkeyPatch.context())
-    for name in ("OPS_TARGET", "OPS_ENV_FILE", "OPS_RUN", "JUPYTER_PATH"):
+    for name in ("OPS_TARGET", "OPS_ENV_FILE", "OPS_RUN", "JUPYTER_PATH", "DATABASE_URL"):
         environment.delenv(name, raising=False)
     for name, value in {
         "OPS_BROKER_URL": shop.server.url,
         "OPS_RESULT_BACKEND": shop.server.url,
+        "OPS_DATABASE_URL": url,
         "OPS_PROJECT": str(folder),  # whatever .env and ops.toml the checkout has
         "OPS_REPORTS": str(folder / "reports"),
         "IPYTHONDIR": str(folder / "ipython"),

@@ -166,6 +166,14 @@ def results(count: int = 1_000_000, rounds: int = 3) -> None:
 
 
 @app.command()
+def rows(rounds: int = 3) -> None:
+    """Look for the task of each open row of a million in PostgreSQL, against a plain reading of the same."""
+    import rows as measured
+
+    _judge(met=measured.measure(rounds))
+
+
+@app.command()
 def safety(messages: int = 1_000_000) -> None:
     """What changes of a large queue cost everybody else, and how safe they are, as a table (docs/safety.md)."""
     import safety as measured
@@ -186,6 +194,7 @@ def everything() -> None:
     million()
     redrive()
     results()
+    rows()
 
 
 def _compare(

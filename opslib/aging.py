@@ -8,6 +8,10 @@ from typing import Any
 
 import msgspec
 
+from opslib.keys import key_name, raw_name
+
+#: State, task and instant, as `Brief` has them.
+Told = tuple[str, str, float | None]
 #: Of a result whose value is no JSON of Celery's: compressed, pickled, cut off, or not Celery's at all.
 UNREADABLE = "(unreadable)"
 #: A date so far ahead of the server's clock is no date: somebody's clock was wrong.
@@ -18,6 +22,17 @@ _DONE = re.compile(rb'"date_done":\s*"([^"\\]{10,40})"')
 
 
 class _Result(msgspec.Struct, gc=False):
+    """As Celery writes it."""
+
+    status: str
+    date_done: datetime | None = None
+    name: str | None = None
+    task_id: str | None = None
+
+
+class _Any(msgspec.Struct, gc=False):
+    """As somebody else may."""
+
     status: str
     date_done: Any = None
     name: Any = None
@@ -25,6 +40,7 @@ class _Result(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Result).decode
+_decode_any = msgspec.json.Decoder(_Any).decode
 
 
 class Brief(msgspec.Struct, frozen=True, gc=False):
@@ -45,6 +61,7 @@ class Brief(msgspec.Struct, frozen=True, gc=False):
 
 
 OPAQUE = Brief(UNREADABLE)
+UNTOLD: Told = (UNREADABLE, "", None)
 
 
 def brief(raw: bytes, task_id: str, now: float) -> Brief:
@@ -53,15 +70,33 @@ def brief(raw: bytes, task_id: str, now: float) -> Brief:
 
     Only a final result says when it was written. One that is stored under another task's id is none of Celery's.
     """
+    return Brief(*told(raw, raw_name(task_id), now))
+
+
+def told(raw: bytes, task_id: bytes, now: float) -> Told:
+    """Return the same as `brief`, without its object: what is made of each of a million values takes its time."""
     try:
         found = _decode(raw)
+    except msgspec.ValidationError:
+        return _told_otherwise(raw, task_id, now)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return OPAQUE
-    if not found.status or (found.task_id is not None and found.task_id != task_id):
-        return OPAQUE
+        return UNTOLD
+    stored, done = found.task_id, found.date_done
+    if not found.status or (stored is not None and stored.encode() != task_id):
+        return UNTOLD
+    return found.status, found.name or "", None if done is None else _epoch(done, now)
+
+
+def _told_otherwise(raw: bytes, task_id: bytes, now: float) -> Told:
+    """Return what a value says of which a part is not what Celery writes there."""
+    try:
+        found = _decode_any(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return UNTOLD
+    if not found.status or (found.task_id is not None and found.task_id != key_name(task_id)):
+        return UNTOLD
     name = found.name if isinstance(found.name, str) else ""
-    done = found.date_done
-    return Brief(found.status, name, _instant(done, now) if isinstance(done, str) else None)
+    return found.status, name, _instant(found.date_done, now) if isinstance(found.date_done, str) else None
 
 
 def of_ends(head: bytes, tail: bytes, now: float) -> Brief:
@@ -89,10 +124,17 @@ def by_life(brief: Brief, life_s: float | None, expires_after_s: float, now: flo
 
 
 def _instant(text: str, now: float) -> float | None:
+    """Return the epoch seconds of a date as text."""
+    try:
+        return _epoch(datetime.fromisoformat(text), now)
+    except ValueError:
+        return None
+
+
+def _epoch(at: datetime, now: float) -> float | None:
     """Return epoch seconds; of a date without an offset in UTC, as old releases wrote it."""
     try:
-        found = datetime.fromisoformat(text)
-        at = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
+        at_s = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except OverflowError:
         return None
-    return at if 0.0 < at <= now + _AHEAD_S else None
+    return at_s if 0.0 < at_s <= now + _AHEAD_S else None

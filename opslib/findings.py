@@ -155,6 +155,7 @@ NOUNS = {
     "deploy-risk": ("reason to wait with a deployment", "reasons to wait with a deployment"),
     "schedule-overdue": ("overdue schedule", "overdue schedules"),
     "schedule-broken": ("schedule in vain", "schedules in vain"),
+    "schedule-untold": ("change untold to beat", "changes untold to beat"),
     "beat-lock-stale": ("stale lock of beat", "stale locks of beat"),
     "beat-twice": ("task sent by two beats", "tasks sent by two beats"),
     "results-expired": ("retention with results past it", "retentions with results past them"),

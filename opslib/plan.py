@@ -143,6 +143,9 @@ class Copy:
         count: Messages that a whole list held.
 
         life_s: How long a key had to live; negative for ever, None for unknown.
+
+        idle_s: For how long nobody had read or written a key; one that somebody has touched since stays. None where
+            that does not matter.
     """
 
     place: str
@@ -154,6 +157,7 @@ class Copy:
     score: float | None = None
     count: int = 1
     life_s: float | None = None
+    idle_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

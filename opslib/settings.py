@@ -216,8 +216,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def shown_database(self) -> str:
-        """The SQL database's URL without password and query."""
-        return redact.url(self.database_url) if self.database_url else "none"
+        """The SQL database's URL without driver, password and query."""
+        scheme, _, place = redact.url(self.database_url).partition("://")
+        return f"{scheme.partition('+')[0]}://{place}" if self.database_url else "none"
 
 
 #: What the parts of a table's settings can say, the innermost first.
@@ -510,7 +511,7 @@ def _secret_file(name: str, where: str, folder: Path) -> str:
 def _demo() -> Target:
     """Return the demo's target: its URL is known once it is up, its thresholds suit its short life."""
     from opslib import demo
-    from opslib.demo import notes
+    from opslib.demo import ledger, notes
 
     running = demo.status()
     if running is None or not running.ready:
@@ -523,8 +524,21 @@ def _demo() -> Target:
     origins = {f"app_keys.{name}.{field}": "built in" for name in beside for field in ("url", "pattern")}
     return _target(
         DEMO,
-        {"broker_url": running.url, "thresholds": {"stuck_after": "3s"}, "app_keys": app_keys},
-        {"broker_url": "the running demo", "thresholds.stuck_after": "built in", "app_keys": "built in", **origins},
+        {
+            "broker_url": running.url,
+            "thresholds": {"stuck_after": "3s"},
+            "app_keys": app_keys,
+            "database_url": ledger.url(running.folder),
+            "task_tables": {"tasks": {"preset": "task-manager", "verify": {ledger.HOOKS: {"sql": ledger.DELIVERED}}}},
+            "state_rows": {"agent": {"table": "agent_state", "key": {"id": ledger.AGENT}, "idle": ledger.IDLE}},
+        },
+        {
+            "broker_url": "the running demo",
+            "thresholds.stuck_after": "built in",
+            "database_url": "the running demo",
+            **dict.fromkeys(("app_keys", "task_tables", "state_rows"), "built in"),
+            **origins,
+        },
         [],
     )
 

@@ -144,13 +144,15 @@ def resolved(name: str, given: TaskTable, where: str) -> TaskTable:
     if given.preset and given.preset not in PRESETS:
         raise SettingsError(f"{where}.preset: there is no {given.preset!r}.", hint=near(given.preset, PRESETS))
     base = PRESETS.get(given.preset, TaskTable())
+    closed = given.closed or base.closed
+    becomes = {state: status for state, status in base.becomes.items() if status in closed}
     made = TaskTable(
         preset=given.preset,
         table=given.table or base.table,
         columns={**base.columns, **given.columns},
         open=given.open or base.open,
-        closed=given.closed or base.closed,
-        becomes={**base.becomes, **given.becomes} or _itself(given.closed or base.closed),
+        closed=closed,
+        becomes={**becomes, **given.becomes} or _itself(closed),
         zone=given.zone or base.zone or "UTC",
         results=given.results or base.results,
         verify=given.verify,
@@ -186,7 +188,7 @@ def _check(table: TaskTable, where: str) -> None:
     _check_statuses(table, where)
     try:
         ZoneInfo(table.zone)
-    except (ValueError, OSError):
+    except (KeyError, ValueError, OSError):
         raise SettingsError(f"{where}.zone: {table.zone!r} is no time zone.", hint='For instance "UTC".') from None
     for task, verifier in table.verify.items():
         _check_verifier(verifier, f"{where}.verify.{task}")

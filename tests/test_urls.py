@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis import Redis
+from sqlalchemy import make_url
 
 from opslib import redact, urls
 from opslib.errors import SettingsError
@@ -174,3 +175,81 @@ def test_any_text_gives_a_url_that_redis_py_takes_or_a_sentence(text):
 def test_a_result_backend_is_redis_by_its_scheme(url, answer):
     """Only what redis-py can open is opened; another backend is a place that is not seen."""
     assert urls.is_redis(url) is answer
+
+
+# SQL databases
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        ("postgresql://h/shop", "postgresql+psycopg://h/shop"),
+        ("postgres://ops:geh%40eim@h:5433/shop", "postgresql+psycopg://ops:geh%40eim@h:5433/shop"),
+        ("postgresql+psycopg2://h/shop", "postgresql+psycopg://h/shop"),
+        ("db+postgresql://h/shop", "postgresql+psycopg://h/shop"),
+        ("postgis://h/shop?sslmode=require&conn_max_age=60", "postgresql+psycopg://h/shop?sslmode=require"),
+        ("postgresql:///shop?host=/run/postgresql", "postgresql+psycopg:///shop?host=%2Frun%2Fpostgresql"),
+        ("postgresql://[::1]:5432/shop", "postgresql+psycopg://[::1]:5432/shop"),
+        ("MySQL://h/shop?charset=utf8mb4&pool_size=5", "mysql+pymysql://h/shop?charset=utf8mb4"),
+        ("mariadb://h/shop", "mysql+pymysql://h/shop"),
+        ("sqlite:////srv/shop.db", "sqlite:////srv/shop.db"),
+        ("sqlite:////srv/my%20shop.db?timeout=5", "sqlite:////srv/my shop.db"),
+        ("db+sqlite:////srv/shop.db", "sqlite:////srv/shop.db"),
+    ],
+)
+def test_the_url_of_a_database_gets_our_driver(given, understood):
+    """Whatever the application reaches it by; what is said of pools is left out."""
+    assert urls.database(given, "database_url") == understood
+
+
+@pytest.mark.parametrize(
+    ("given", "because"),
+    [
+        ("mongodb://h/shop", "no URL of PostgreSQL, MySQL or SQLite"),
+        ("shop.db", "no URL of PostgreSQL"),
+        ("oracle://h/shop", "no URL of PostgreSQL"),
+        ("postgresql://h", "names no database"),
+        ("postgresql://h/", "names no database"),
+        ("postgresql://h:0/shop", "no usable host or port"),
+        ("postgresql://h:99999/shop", "no usable host or port"),
+        ("postgresql://a@b@h/shop", "no usable host or port"),
+        ("postgresql://h/shop ", "white space"),
+        ("sqlite://", "no file by its whole path"),
+        ("sqlite:///:memory:", "no file by its whole path"),
+        ("sqlite:///shop.db", "no file by its whole path"),
+    ],
+)
+def test_a_database_that_cannot_be_meant_is_refused(given, because):
+    """The sentence names the setting."""
+    with pytest.raises(SettingsError, match=because) as caught:
+        urls.database(given, "database_url")
+
+    assert caught.value.message.startswith("database_url: ")
+
+
+@pytest.mark.parametrize("password", _UNESCAPED)
+def test_nor_is_the_password_of_a_database_shown(password):
+    """Understood or refused, it is remembered, and no part of it is told."""
+    given = f"postgresql://ops:{password}@h:5432/shop"
+    said = ""
+    try:
+        urls.database(given, "database_url")
+    except SettingsError as error:
+        said = str(error)
+    assert "eim" not in said.replace("***", "")
+    assert "geh" not in said
+    assert password not in redact.text(f"elsewhere: {password}")
+
+
+@settings(deadline=None)
+@given(st.text() | st.from_regex(r"(postgresql|mysql|sqlite)://[!-~\u00a0-\u2fff]{0,30}", fullmatch=True))
+@example("postgresql://[/x")
+@example("sqlite:////%00")
+@example("mysql://h/\udcff")
+def test_any_text_gives_a_url_that_sqlalchemy_takes_or_a_sentence(text):
+    """Whatever stands in a variable."""
+    try:
+        understood = urls.database(text, "database_url")
+    except SettingsError:
+        return
+    assert make_url(understood).drivername in {"postgresql+psycopg", "mysql+pymysql", "sqlite"}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _PLACES = frozenset({"keyspace", "waiting", "unacked", "workers", "set aside"})
 _MOST_MESSAGES = 20_000_000
 _MOST_KEYS = 100_000_000
+#: Messages that cannot be decoded and are kept, and how large each may be.
+_MOST_DAMAGED, _DAMAGED_BYTES = 200, 64 * 1024
 
 
 @dataclass(kw_only=True)
@@ -29,11 +31,14 @@ class Circulation:
         unseen: Why nobody can say of any other task that it is over, a sentence each; empty if that was seen.
 
         unreadable: Messages of which nobody knows to which task they belong.
+
+        damaged: Those of them that wait, as they are stored; so many as are kept.
     """
 
     coverage: tuple[Coverage, ...] = ()
     unseen: tuple[str, ...] = ()
     unreadable: int = 0
+    damaged: tuple[bytes, ...] = field(default=(), repr=False)
     _marks: Marks = field(default_factory=Marks, repr=False)
 
     def __len__(self) -> int:
@@ -61,6 +66,7 @@ def read(broker: Broker, *, timeout_s: float, max_messages: int = _MOST_MESSAGES
     names, not_queues = looks.queue_names(broker, found, nodes)
     listings, strange = queues.lists(broker, names)
     marks = Marks()
+    damaged: list[bytes] = []
     read_ = unread = unreadable = 0
     for listing in listings:
         room = max(0, max_messages - read_)
@@ -74,6 +80,7 @@ def read(broker: Broker, *, timeout_s: float, max_messages: int = _MOST_MESSAGES
                 marks.note(odd.task_id)
             else:
                 unreadable += 1
+                damaged += [raw] if len(raw) <= _DAMAGED_BYTES and len(damaged) < _MOST_DAMAGED else []
     delivered, opaque, unacked_coverage = unacked.read(broker, found.bindings, max_messages=max_messages)
     for row in delivered:
         marks.note(row.task_id)
@@ -91,6 +98,7 @@ def read(broker: Broker, *, timeout_s: float, max_messages: int = _MOST_MESSAGES
         coverage=coverage,
         unseen=_unseen(broker, coverage, receivers),
         unreadable=unreadable + len(opaque),
+        damaged=tuple(damaged),
         _marks=marks.sealed(),
     )
 

@@ -91,8 +91,8 @@ def definition(connection: Connection, row: int) -> tuple[str, bool] | None:
 
 
 def key_of(shown: str, row: int) -> str:
-    """Return what an entry's place is called: its database, without a password, its table and its id there."""
-    return f"{shown}#{TASKS}/{row}"
+    """Return what an entry's place is called: its database, without driver, user and password, and its id there."""
+    return f"{shown.rpartition('://')[2].rpartition('@')[2]}#periodictask/{row}"
 
 
 def instant(value: object) -> datetime | None:
@@ -161,7 +161,8 @@ def _read(connection: Connection, columns: Mapping[str, frozenset[str]], shown: 
     rest = max(0, count - len(found))
     sunny = sum(1 for row in found if row.is_unreckoned)
     notes = [f"{rest:,} more were not looked at."] if rest else []
-    notes += [f"{sunny:,} follow the sun: when they are due, needs `ephem` to be installed."] if sunny else []
+    verb = "follows" if sunny == 1 else "follow"
+    notes += [f"{sunny:,} {verb} the sun: to reckon when that is, `ephem` has to be installed."] if sunny else []
     if ahead_s > _AHEAD_S:
         notes.append(
             f"Its times are {spell(ahead_s)} ahead: with USE_TZ off, they are another zone's, and nobody can tell what "
@@ -169,7 +170,7 @@ def _read(connection: Connection, columns: Mapping[str, frozenset[str]], shown: 
         )
         found = [replace(row, due_at=None, is_unreckoned=True) for row in found]
         sunny = len(found)
-    seen = Coverage(place=PLACE, seen=len(found), silent=rest + sunny, note=" ".join(notes))
+    seen = Coverage(place=PLACE, seen=len(found) - sunny, silent=rest + sunny, note=" ".join(notes))
     return Found(entries=tuple(found), told_at=told_at, coverage=(seen,))
 
 

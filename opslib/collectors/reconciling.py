@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -56,6 +57,8 @@ _MOST_TASKS = 1_000
 _MOST_KEPT = 10_000
 #: Rows of one task and sighting of which all is told.
 _MOST_SAMPLES = 200
+#: What Celery makes ids of; others are looked for one by one.
+_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NO_TABLE = "No table of the database is known by its name, and none is configured."
 
 
@@ -66,6 +69,8 @@ class _Places:
 
     Attributes:
         unseen: Why nobody can say of a task that is not among them that it is nowhere; empty if that was seen.
+
+        damaged: Messages that no node could run, one after the other; what they say besides is all there is to know.
     """
 
     circulating: Sequence[Circulation]
@@ -75,6 +80,8 @@ class _Places:
     aside: Marks
     unseen: str
     horizon: Horizon
+    damaged: bytes = b""
+    damaged_ids: frozenset[bytes] = frozenset()
 
     def of(self, task_id: str) -> str:
         """Return where a task is that can still be run; empty for nowhere."""
@@ -83,6 +90,13 @@ class _Places:
         if task_id in self.unacked:
             return UNACKED
         return WAITING if any(task_id in each for each in self.circulating) else ""
+
+    def why_unseen(self, task_id: str) -> str:
+        """Return why nobody can say of a task that is not among them that it is nowhere; empty if that was seen."""
+        spelled = task_id.encode("utf-8", "surrogateescape")
+        if spelled in (self.damaged_ids if _UUID.fullmatch(spelled) else self.damaged):
+            return "A message that cannot be decoded names it."
+        return self.unseen
 
 
 def reconcile(
@@ -144,7 +158,8 @@ def reconcile(
         now = seen.taken_at.timestamp()
         with progress.phase("Looking for every task that can still be run"):
             places, rows_of_coverage = _everywhere(broker, seen, timeout_s=timeout_s, results_kept=results_kept)
-        count = _Count(now=now, open_for_s=hours * 3600.0, limit=limit, places=places)
+        most_gone = _MOST_KEPT if with_arguments else 0
+        count = _Count(now=now, open_for_s=hours * 3600.0, limit=limit, most_gone=most_gone, places=places)
         known, statuses = [], list[StatusCount]()
         for each in mapped:
             rows_of_coverage += _statuses(base, each, statuses)
@@ -210,8 +225,9 @@ def _everywhere(
     known, settings = horizon.read(broker, timeout_s=timeout_s, results_kept=results_kept, now=now)
     unseen = [why for look in looks for why in look.unseen]
     unseen += [f"{row.place}: {row.note}" for row in said if row.silent]
-    if odd := max(look.unreadable for look in looks):
+    if odd := max(map(_opaque, looks)):
         unseen.append(f"{odd:,} message{'s' * (odd != 1)} cannot be decoded, so nobody knows of which task.")
+    damaged = b"\n".join(raw for look in looks for raw in look.damaged)
     places = _Places(
         circulating=looks,
         nodes={task.task_id: task.node for task in seen.held},
@@ -220,10 +236,22 @@ def _everywhere(
         aside=aside.sealed(),
         unseen=unseen[0] if unseen else "",
         horizon=known,
+        damaged=damaged,
+        damaged_ids=frozenset(_UUID.findall(damaged)),
     )
     partial = [row for look in looks for row in look.coverage if row.silent]
     here = {row.place for row in seen.coverage}
     return places, [*said, settings, *(row for row in partial if row.place not in here)]
+
+
+def _opaque(look: Circulation) -> int:
+    """
+    Return how many messages might be those of any task.
+
+    One that cannot be decoded runs nowhere, and is its task's if it says so. Where it is the rule rather than the
+    exception, nodes may well understand what we do not.
+    """
+    return look.unreadable - (len(look.damaged) if len(look) > look.unreadable else 0)
 
 
 def _statuses(base: Database, table: Mapped, found: list[StatusCount]) -> list[Coverage]:
@@ -299,6 +327,7 @@ class _Count:
     now: float
     open_for_s: float
     limit: int
+    most_gone: int
     places: _Places
     met: list[TaskRow] = field(default_factory=list)
     _cells: dict[tuple[str, str, str, str, str, str, str], list[float]] = field(default_factory=dict)
@@ -331,8 +360,8 @@ class _Count:
             return DEAD, state, ""
         if task_id in places.aside:
             return QUARANTINED, state, ""
-        if places.unseen or unread:
-            return UNSEEN, state, places.unseen or unread
+        if why := places.why_unseen(task_id) or unread:
+            return UNSEEN, state, why
         if state and state != results.UNREADABLE:
             return BEGUN, state, ""
         if state:
@@ -361,7 +390,9 @@ class _Count:
         heap = self._oldest[table.name, task, sighting]
         is_sample = len(heap) < self.limit or order > heap[0][:2]
         is_met = sighting in {HELD, UNACKED} and len(self.met) < _MOST_KEPT
-        is_gone = sighting in {NOWHERE, BEGUN} and (len(self._gone) < _MOST_KEPT or order > self._gone[0][:2])
+        is_gone = sighting in {NOWHERE, BEGUN} and (
+            len(self._gone) < self.most_gone or bool(self._gone and order > self._gone[0][:2])
+        )
         if not (is_sample or is_met or is_gone):
             return
         kept = TaskRow(
@@ -382,7 +413,7 @@ class _Count:
         if is_met:
             self.met.append(kept)
         if is_gone:
-            _push(self._gone, (*order, kept), _MOST_KEPT)
+            _push(self._gone, (*order, kept), self.most_gone)
 
     def rows(self) -> Iterator[RowCount]:
         for of, (count, longest_s) in sorted(self._cells.items(), key=lambda each: (-each[1][0], each[0])):

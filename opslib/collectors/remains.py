@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from opslib.broker import Broker
+    from opslib.records import RunRecord
 
 #: So long a run can be undone, and what it took out of circulation is needed for that.
 LEAST_S = 14 * 86_400.0
@@ -122,9 +123,10 @@ def _quarantines(broker: Broker, now: float, after_s: float) -> Iterator[OldQuar
     if not old:
         return
     recent = _recent(broker, now - after_s)
+    later = _later(set(old))
     aside = quarantine.set_aside(broker)
     for run_id, began in sorted(old.items(), key=lambda each: (each[1], each[0])):
-        ended, stays = _of_archive(broker, run_id)
+        ended, stays = _of_archive(broker, run_id, later.get(run_id))
         age_s = now - max(began, ended)
         if run_id in recent or age_s < after_s:
             continue
@@ -157,13 +159,40 @@ def _recent(broker: Broker, since: float) -> set[str]:
         upper = f"({page[-1][0].decode()}"
 
 
-def _of_archive(broker: Broker, run_id: str) -> tuple[float, str]:
-    """Return when a run ended, by its record, and why its quarantine stays: it could be gone on with."""
-    folder = folders.folder(settings.reports_root(), run_id)
+def _later(run_ids: set[str]) -> dict[str, RunRecord]:
+    """Return the last record of a run that went on with each of these: applied, resumed or undid it."""
+    found: dict[str, RunRecord] = {}
+    for folder in _folders():
+        record = _record(folder)
+        run_id = str(record.plan.get("continues", "")) if record is not None else ""
+        if record is not None and run_id in run_ids and not record.dry_run and run_id != record.run_id:
+            found[run_id] = max(found.get(run_id, record), record, key=lambda each: each.run_id)
+    return found
+
+
+def _folders() -> Iterator[Path]:
+    """Yield the folder of every run in the archive of this machine."""
+    for folder in settings.reports_root().glob("[0-9]*/[0-9]*/[0-9]*/*"):
+        if re.fullmatch(folders.PATTERN, folder.name) and not folder.is_symlink():
+            yield folder
+
+
+def _record(folder: Path) -> RunRecord | None:
     try:
-        record = records.read(folder / folders.RECORD)
+        return records.read(folder / folders.RECORD)
     except (OSError, msgspec.DecodeError):
-        record = None
+        return None
+
+
+def _of_archive(broker: Broker, run_id: str, later: RunRecord | None) -> tuple[float, str]:
+    """
+    Return when a run ended, by its record, and why its quarantine stays: it could be gone on with.
+
+    Args:
+        later: Of the last run that went on with it.
+    """
+    folder = folders.folder(settings.reports_root(), run_id)
+    record = later or _record(folder)
     if record is not None:
         settled = {"applied", "skipped"}
         is_over = record.error is None and all(row.get("status") in settled for row in record.outcomes)
@@ -342,10 +371,10 @@ def _judged_app(broker: Broker, row: AppRemains, met: Mentions | None) -> AppRem
 
 def _reports(now: float) -> OldReports:
     """Count the runs of this machine's archive that are old."""
-    root, stamp = settings.reports_root(), f"{datetime.fromtimestamp(now - REPORTS_AFTER_S, UTC):%Y%m%dT%H%M%SZ}"
+    stamp = f"{datetime.fromtimestamp(now - REPORTS_AFTER_S, UTC):%Y%m%dT%H%M%SZ}"
     count = size = kept = 0
-    for folder in root.glob("[0-9]*/[0-9]*/[0-9]*/*"):
-        if not re.fullmatch(folders.PATTERN, folder.name) or folder.name >= stamp or folder.is_symlink():
+    for folder in _folders():
+        if folder.name >= stamp:
             continue
         files = _files_of(folder)
         count, size = count + 1, size + sum(files.values())

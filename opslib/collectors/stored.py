@@ -9,6 +9,7 @@ from math import inf
 from typing import TYPE_CHECKING, cast
 
 from opslib import aging, refusals
+from opslib.aging import Brief
 from opslib.collectors import circulation, keyspace, looks, pages
 from opslib.collectors.circulation import Circulation
 from opslib.durations import seconds
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from opslib.broker import Broker
-    from opslib.collectors.pages import Value
+    from opslib.collectors.pages import Seen
 
 #: Idle for so long, a reply has nobody who waits for it: a control client gives up after seconds.
 IDLE = "15m"
@@ -45,7 +46,12 @@ class _Kind:
     Attributes:
         asked: Whether a person asks about these.
 
-        cells: How many, and what they weigh, by the number of their age, whether they last, and their standing.
+        edges: Ages at which a result is called otherwise: older by name, or past its retention.
+
+        cells: How many and what they weigh, for each span between two edges, of those that expire and of those that
+            last; before them, of those whose age nobody knows.
+
+        held: The same, of those whose task can still be run.
     """
 
     state: str
@@ -54,7 +60,49 @@ class _Kind:
     keep_s: float
     asked: bool
     opaque: bool
-    cells: dict[tuple[int, bool, str], list[int]] = field(default_factory=dict)
+    edges: list[float] = field(init=False)
+    cells: list[list[int]] = field(init=False)
+    held: list[list[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.edges = sorted([*_BOUNDS[:-1], self.keep_s or -inf])  # kept for no time, also what is dated ahead is past
+        self.cells, self.held = ([[0, 0] for _ in range(2 * len(self.edges) + 4)] for _ in range(2))
+
+    @property
+    def count(self) -> int:
+        return sum(count for cells in (self.cells, self.held) for count, _ in cells)
+
+    def rows(self) -> Iterator[StoredGroup]:
+        since: list[float | None] = [None, 0.0, *(max(0.0, edge) for edge in self.edges)]
+        sums: dict[tuple[str, bool, str], tuple[int, int]] = {}
+        for cells in (self.cells, self.held):
+            for n, (count, size) in enumerate(cells):
+                at_least_s = since[n // 2]
+                age = UNKNOWN_AGE if at_least_s is None else _NAMES[bisect_right(_BOUNDS, at_least_s)]
+                of = (age, n % 2 == 1, HELD if cells is self.held else self._standing(at_least_s))
+                before = sums.get(of, (0, 0))
+                sums[of] = (before[0] + count, before[1] + size)
+        for (age, lasting, standing), (count, size) in sums.items():
+            if count:
+                yield StoredGroup(
+                    state=self.state,
+                    task=self.task,
+                    rule=self.rule,
+                    age=age,
+                    lasting=lasting,
+                    standing=standing,
+                    count=count,
+                    size_bytes=size,
+                )
+
+    def _standing(self, at_least_s: float | None) -> str:
+        if self.opaque:
+            return OPAQUE
+        if not self.asked:
+            return ASIDE
+        if at_least_s is None:
+            return UNDATED
+        return PAST if at_least_s >= self.keep_s else KEPT
 
 
 @dataclass(kw_only=True)
@@ -70,35 +118,24 @@ class _Count:
     _shortest_s: float = inf
     _longest_s: float = -inf
 
-    def note(self, page: Sequence[Value], start: int) -> None:
+    def note(self, page: Sequence[Seen], start: int) -> None:
         now, held, kinds, expires_after_s = self.now, self.held, self._kinds, self.retention.expires_after_s
-        for value in page:
-            brief, life_s = value.brief, value.life_s
-            written_at = brief.written_at
-            kind = kinds.get((brief.state, brief.task)) or self._kind(brief.state, brief.task)
-            if written_at is None:
-                written_at = aging.by_life(brief, life_s, expires_after_s, now)
-            elif life_s is not None:
-                given_s = life_s + now - written_at
-                self._shortest_s = min(self._shortest_s, given_s)
-                self._longest_s = max(self._longest_s, given_s)
-            age_s = None if written_at is None else max(0.0, now - written_at)
-            if kind.opaque:
-                standing = OPAQUE
-            elif held is not None and key_name(value.key[start:]) in held:
-                standing = HELD
-            elif not kind.asked:
-                standing = ASIDE
-            elif age_s is None:
-                standing = UNDATED
-            else:
-                standing = PAST if age_s >= kind.keep_s else KEPT
-            of = (-1 if age_s is None else bisect_right(_BOUNDS, age_s), life_s is None, standing)
-            cell = kind.cells.get(of)
-            if cell is None:
-                cell = kind.cells[of] = [0, 0]
+        for name, (state, task, told_at), size, life_s in page:
+            kind = kinds.get((state, task)) or self._kind(state, task)
+            written_at = told_at
+            if told_at is None:
+                if expires_after_s:
+                    written_at = aging.by_life(Brief(state, task), life_s, expires_after_s, now)
+            elif life_s is not None and not self._shortest_s <= life_s + now - told_at <= self._longest_s:
+                self._shortest_s = min(self._shortest_s, life_s + now - told_at)
+                self._longest_s = max(self._longest_s, life_s + now - told_at)
+            at = 1 if life_s is None else 0
+            if written_at is not None:
+                at += 2 + 2 * bisect_right(kind.edges, now - written_at)
+            is_held = held is not None and not kind.opaque and key_name(name[start:]) in held
+            cell = (kind.held if is_held else kind.cells)[at]
             cell[0] += 1
-            cell[1] += value.size_bytes
+            cell[1] += size
 
     def _kind(self, state: str, task: str) -> _Kind:
         """Return where such results are counted; beyond so many of them, no more are told apart."""
@@ -126,31 +163,18 @@ class _Count:
 
     @property
     def seen(self) -> int:
-        return sum(cell[0] for kind in self._kinds.values() for cell in kind.cells.values())
+        return sum(kind.count for kind in self._kinds.values())
 
     @property
     def opaque(self) -> int:
-        return sum(cell[0] for kind in self._kinds.values() if kind.opaque for cell in kind.cells.values())
+        return sum(kind.count for kind in self._kinds.values() if kind.opaque)
 
     @property
     def lives(self) -> tuple[float, float] | None:
         return (self._shortest_s, self._longest_s) if self._longest_s >= 0 else None
 
     def rows(self) -> tuple[StoredGroup, ...]:
-        found = [
-            StoredGroup(
-                state=kind.state,
-                task=kind.task,
-                rule=kind.rule,
-                age=UNKNOWN_AGE if age < 0 else _NAMES[age],
-                lasting=lasting,
-                standing=standing,
-                count=count,
-                size_bytes=size,
-            )
-            for kind in self._kinds.values()
-            for (age, lasting, standing), (count, size) in kind.cells.items()
-        ]
+        found = [row for kind in self._kinds.values() for row in kind.rows()]
         return tuple(sorted(found, key=lambda row: (-row.count, row.state, row.task, row.age)))
 
 
@@ -296,8 +320,8 @@ def _results(broker: Broker, count: _Count, beside: _Beside, *, max_keys: int) -
         site = broker.elsewhere(broker.results, broker.target.result_backend or broker.target.broker_url)
         total = site.reads.dbsize()
         other = (apart or beside).note
-        for page in pages.walk(broker.results, root, count.now, other=other, max_keys=max_keys):
-            count.note(page, len(root))
+        for page in pages.steps(broker.results, root, other=other, max_keys=max_keys):
+            count.note(pages.understood(broker.results, page, len(root), count.now), len(root))
         if apart:
             for names in _names(here, max_keys):
                 beside.note(names)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: The task tables as a whole, in a coverage.
 PLACE = "task tables"
 #: Rows of a page: each is a short transaction by itself.
-PAGE = 5_000
+PAGE = 2_000
 #: Ids that are asked for at once.
 _AT_ONCE = 500
 _MOST_STATUSES = 200

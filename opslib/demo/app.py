@@ -30,7 +30,9 @@ class Booked(Task):  # type: ignore[type-arg]  # which is generic for mypy alone
         return result
 
 
-app = Celery("shop", broker=os.environ["DEMO_BROKER_URL"], backend=os.environ["DEMO_BROKER_URL"], task_cls=Booked)
+app: Celery[Task[Any, Any]] = Celery(
+    "shop", broker=os.environ["DEMO_BROKER_URL"], backend=os.environ["DEMO_BROKER_URL"], task_cls=Booked
+)
 app.conf.update(
     result_extended=True,
     result_expires=KEPT_S,

@@ -122,7 +122,7 @@ def make(stage: Stage) -> tuple[Fault, ...]:
 
 
 def _killed_node(stage: Stage, video: str, reports: list[str]) -> tuple[Fault, ...]:
-    """SIGKILL a worker that holds eight tasks: six late-acknowledged reports; a video and a hook, acknowledged before."""
+    """SIGKILL a worker that has six late-acknowledged reports; a video and a hook were acknowledged at their start."""
     worker = stage.workers[DOOMED]
     stage.until(f"{DOOMED} has every report", lambda: set(reports) <= unacked(stage.redis).keys())
     # Its process writes STARTED before the node acknowledges it; killed in between, it would leave its message behind.

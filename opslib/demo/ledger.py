@@ -1,4 +1,6 @@
-"""What the shop's application keeps in SQL → a file of SQLite's: a row for each task, its hooks, and what its agent is at."""
+"""What the shop keeps in SQL → a file of SQLite's: a row for each task, its hooks, and what its agent is at."""
+
+# ruff: noqa: S608 - no name in a statement comes from anybody else
 
 from __future__ import annotations
 
@@ -16,6 +18,9 @@ FILE, VARIABLE = "shop.sqlite3", "DEMO_DATABASE"
 TABLE = "task_manager_taskmanager"
 #: Who does the work that a row of `agent_state` tells of.
 AGENT = 1
+IDLE: dict[str, str | int | float | bool | None] = {"status": "idle", "task_id": None}
+#: How one looks whether a hook has come to its receiver.
+HOOKS, DELIVERED = "shop.hooks.*", "SELECT delivered, answer FROM shop_hook WHERE id = :hook_id"
 #: So long a task waits for others that write.
 _TIMEOUT_S = 5.0
 #: With a log beside it, in which one writes while others read. It need not survive the machine.
@@ -84,7 +89,7 @@ def write(rows: Iterable[tuple[str, str | None, Mapping[str, object], str, float
             module, _, name = task.rpartition(".")
             last_run = (now - timedelta(seconds=ago_s)).replace(tzinfo=None).isoformat(" ")
             connection.execute(
-                f"INSERT INTO {TABLE} (task_module, task_name, task_id, arguments, status, last_run) "  # noqa: S608
+                f"INSERT INTO {TABLE} (task_module, task_name, task_id, arguments, status, last_run) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 (module, name, task_id, json.dumps(arguments), status, last_run),
             )
@@ -95,11 +100,11 @@ def close(task_id: str) -> None:
     if VARIABLE not in os.environ:
         return
     with _open() as connection:
-        row = connection.execute(f"SELECT id FROM {TABLE} WHERE task_id = ? AND status = 'SCHEDULED'", (task_id,))  # noqa: S608
+        row = connection.execute(f"SELECT id FROM {TABLE} WHERE task_id = ? AND status = 'SCHEDULED'", (task_id,))
         if (found := row.fetchone()) is None:
             return
         try:
-            connection.execute(f"UPDATE {TABLE} SET status = 'DONE' WHERE id = ?", found)  # noqa: S608
+            connection.execute(f"UPDATE {TABLE} SET status = 'DONE' WHERE id = ?", found)
         except sqlite3.Error as error:
             connection.execute("INSERT INTO task_manager_error VALUES (?, ?)", (task_id, str(error)))
 

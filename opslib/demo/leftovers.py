@@ -24,7 +24,7 @@ SCRIPTS, IDLE_S = 6, 3 * 3600
 CHORDS, MEMBERS, NOTES = 5, 4, 30
 #: Days since somebody took messages out of circulation, and forgot them.
 FORGOTTEN_D, FORGOTTEN = 40, 12
-_KEPT_S, _DAY_S, _HOUR_S = 3 * 86_400, 86_400, 3600
+_DAY_S, _HOUR_S = 86_400, 3600
 _KEYS = Keyspace()
 
 

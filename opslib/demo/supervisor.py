@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from opslib import redact
-from opslib.demo import clock, failures, faults, leftovers, processes, server, state
+from opslib.demo import clock, failures, faults, ledger, leftovers, open_rows, processes, server, state
 from opslib.demo.faults import CLERK, CROWD, DOOMED, IMPORTS, Stage
 from opslib.demo.processes import Child
 from opslib.demo.server import Server
@@ -24,6 +24,13 @@ POLL_S = 0.05
 LOOK_S = 0.2
 #: Longest wait for those who only look whether the folder has an owner.
 _OWN_WITHIN_S = 2.0
+#: The shop's server loses nothing when it is started anew, so that what is not there was not stored.
+_KEEPS_CHANGES = (
+    "appendonly yes",
+    f"appenddirname {state.CHANGES}",
+    f"appendfilename {state.CHANGES_FILE}",
+    "auto-aof-rewrite-min-size 8mb",
+)
 
 
 class _Told(Exception):
@@ -71,16 +78,18 @@ class Supervisor:
 
     def _make(self, running: ExitStack) -> None:
         self._say("an embedded server and four Celery workers start")
-        embedded = running.enter_context(server.start(self._demo.folder))
+        embedded = running.enter_context(server.start(self._demo.folder, extra=_KEEPS_CHANGES))
         self._update(url=embedded.url, processes={"server": embedded.process.pid})
         running.callback(self._end_workers)
+        os.environ[ledger.VARIABLE] = str(self._demo.folder / ledger.FILE)
+        ledger.make()
         self._start_workers(embedded.url)
         self._break(embedded, running)
         self._update(ready=True)
         self._keep(embedded)
 
     def _start_workers(self, url: str) -> None:
-        self._start(DOOMED, url, "-c", "3", "-Q", "reports", DEMO_REPORT_S="600")
+        self._start(DOOMED, url, "-c", "4", "-Q", "reports", DEMO_REPORT_S="600")
         self._start(IMPORTS, url, "-c", "1", "-Q", "imports")
         self._start(CROWD, url, "-c", "4", "-Q", f"celery,emails,{failures.QUEUE}", "-E")
         self._start(CLERK, url, "-c", "1", "-Q", "invoices", "-E", DEMO_KEEPS_NO_LETTERS="1")
@@ -108,11 +117,14 @@ class Supervisor:
         running.callback(traffic.stop)
         client = running.enter_context(embedded.client())
         stage = Stage(app=app, redis=client, workers=self._workers, until=self._until, say=self._say)
+        self._heed("Celery is there")
         first = traffic.send_first()
         traffic.start()
         failing = failures.send(stage)  # first: some of them take their time to die
+        rows = open_rows.begin(stage)
         made = (*faults.make(stage), *failures.buried(stage, failing), *clock.stop(stage.redis))
         made += leftovers.leave(stage.redis, embedded.url)
+        made += open_rows.leave(stage, rows, failing, made)
         self._until(
             "the first receipts are out", lambda: all(faults.state(client, order) == "SUCCESS" for order in first)
         )
@@ -122,13 +134,17 @@ class Supervisor:
     def _until(self, what: str, condition: faults.Condition) -> None:
         crowd = self._workers[CROWD]
         while not condition():
-            if self.told:
-                raise _Told
-            if crowd.has_gone():
+            if crowd.has_gone() and not self.told:
                 raise DemoFailed(f"{CROWD} ended by itself, with code {crowd.process.returncode}.")
-            if time.monotonic() > self._deadline:
-                raise DemoFailed(f"The demo was not ready in time: it was waiting until {what}.")
+            self._heed(what)
             time.sleep(POLL_S)
+
+    def _heed(self, what: str) -> None:
+        """Go no further if it was told to end, or if there is no time left."""
+        if self.told:
+            raise _Told
+        if time.monotonic() > self._deadline:
+            raise DemoFailed(f"The demo was not ready in time: it was waiting until {what}.")
 
     def _keep(self, embedded: Server) -> None:
         until = time.monotonic() + self._keep_s

@@ -178,7 +178,8 @@ class Reconciled(Snapshot):
 
         met: Rows whose task is with a node or unacknowledged; so many of them as are kept.
 
-        gone: Rows whose task is nowhere, or was begun and is nowhere; so many of them as are kept, the oldest first.
+        gone: Rows whose task is lost, so many of them as are kept, the oldest first; none where nobody asked for their
+            arguments, to send them again.
 
         verified: Whether verifiers were asked.
     """

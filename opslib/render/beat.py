@@ -62,7 +62,8 @@ def _who(seen: Schedules) -> tuple[str, ...]:
         said.append(f"{_lock(seen.lock)}{where}")
     if seen.told_at is not None:
         told = spell(max(0.0, seen.taken_at.timestamp() - seen.told_at))
-        said.append(f"Whether beat runs, no table says. It was last told of a change in its tables {told} ago.")
+        said.append("A beat on tables shows by the runs that it writes down, every few minutes.")
+        said.append(f"It was last told of a change {told} ago.")
     if not said:
         said = ["Whether beat runs cannot be seen from here: this scheduler leaves no trace in Redis but its messages."]
     return tuple(said)
@@ -98,4 +99,4 @@ def _remark(row: ScheduleEntry) -> str:
     if row.problem:
         return words.shown(row.problem)
     static = "configured too: a beat that starts writes it anew" if row.is_static else ""
-    return "; ".join(filter(None, [words.shown(row.bounds), static]))
+    return "; ".join(filter(None, [words.shown(row.bounds) if row.bounds else "", static]))

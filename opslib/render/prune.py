@@ -60,7 +60,7 @@ def remove(root: Path, run: Path) -> bool:
     with suppress(OSError):
         run.rmdir()
     for parent in run.parents:
-        if parent == root or run.exists():
+        if parent == root:
             break
         with suppress(OSError):
             parent.rmdir()

@@ -157,7 +157,7 @@ def _action(scan: KeyScan, row: FoundKey) -> Action:
         subject=row.key,
         source=scan.name,
         destination="vault" if kept else "",
-        copies=(Copy(place="key", key=row.key, life_s=row.life_s),),
+        copies=(Copy(place="key", key=row.key, life_s=row.life_s, idle_s=row.idle_s),),
         ttl_s=None if kept else LIFE_S,
         why=_CODE,
         effect=f"It leaves {scan.database} ({what}); the value is in the vault of this run."

@@ -140,6 +140,8 @@ def _fitting(action: Action, broker: Broker) -> None:
         Refused: If a key is another one than its place says, or one that is no queue's where a queue's is meant.
     """
     space = broker.keys
+    if why := row_rules.refused(action, broker.target):
+        raise Refused(f"Action {action.id} cannot be carried out: {why}. Nothing was changed.")
     for copy in action.copies:
         of_queue = copy.key in space.queue_lists(copy.queue) and space.is_queue_like(space.queue(copy.queue))
         own = copy.key.removeprefix(space.prefix).startswith(OWN)
@@ -160,12 +162,10 @@ def _fitting(action: Action, broker: Broker) -> None:
             "entry": action.kind is Kind.SWITCH and copy.key == action.source and not own,
             "state": action.kind is Kind.HANDOVER and _hands_over(action, copy.key, broker),
             "row": action.row is not None and copy.key in {action.row.table, action.row.table.partition(".")[2]},
-            "rows": action.kind is Kind.UNDO or action.rows is not None,  # as `row_rules` says below
+            "rows": action.kind is Kind.UNDO or action.rows is not None,  # as `row_rules` has said
         }.get(copy.place, action.kind is Kind.UNDO)
         if not fits:
             raise Refused(f"Action {action.id} shows {action.subject}, and is about {copy.key}. Nothing was changed.")
-    if why := row_rules.refused(action, broker.target):
-        raise Refused(f"Action {action.id} cannot be carried out: {why}. Nothing was changed.")
     named = action.kind in {Kind.MOVE, Kind.SEND, Kind.CANARY} or (action.kind is Kind.REDRIVE and action.destination)
     if named and not space.is_queue_name(action.destination):
         raise Refused(f"Action {action.id} puts messages into {action.destination}, which is no queue's name.")

@@ -11,10 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opslib import records
+from opslib import records, refusals
 from opslib.collectors import circulation, quarantine, queues
 from opslib.collectors.find import find
 from opslib.envelope import Head, head, unacked_head
+from opslib.errors import OpsError
 from opslib.facts.app_keys import ids_in
 from opslib.keys import raw_name
 from opslib.plan import Action, Copy, Kind, Outcome, Status
@@ -26,8 +27,10 @@ from opslib.writer.primitive import Primitive
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
+    from opslib.collectors.circulation import Circulation
 
 _ANSWER_S = 5.0
+_TICK_S = 2.0
 #: Tasks whose keys are removed in one go: their values are in memory until they are in the vault.
 _PER_GO = 500
 #: Places from which a task that was revoked can still be run: a node that had heard nothing of it may take it there.
@@ -46,6 +49,7 @@ def sorted_out(primitive: Primitive, actions: Sequence[Action]) -> tuple[list[Ac
     if not asked:
         return list(actions), []
     held = circulation.read(primitive.broker.home or primitive.broker, timeout_s=_ANSWER_S)
+    touched = _touched(primitive.broker, [action for action in actions if action.id in asked])
     ready, outcomes = [], []
     for action in actions:
         reason = ""
@@ -53,6 +57,8 @@ def sorted_out(primitive: Primitive, actions: Sequence[Action]) -> tuple[list[Ac
             reason = f"Which tasks can still be run was not wholly seen: {held.unseen[0]} Nothing was changed."
         elif action.id in asked and any(each in held for each in ids_in(asked[action.id])):
             reason = "Its task is in circulation by now: its key stays."
+        elif action.id in touched:
+            reason = "Somebody has read or written it since it was planned: it stays."
         if reason:
             outcomes.append(Outcome(action=action, status=Status.SKIPPED, reason=reason))
         else:
@@ -79,8 +85,41 @@ def clear(primitive: Primitive, action: Action, folder: Path) -> Outcome:
         hint = f"`ops app flush {action.source}` removes the keys once that can be seen."
         reason = f"Which tasks can still be run was not wholly seen: {held.unseen[0]} {hint}"
         return Outcome(action=action, status=Status.SKIPPED, reason=reason)
-    site = broker.elsewhere(broker.apps[action.source], app_key.url or broker.target.broker_url)
     count: Counter[str] = Counter()
+    try:
+        site = broker.elsewhere(broker.apps[action.source], app_key.url or broker.target.broker_url)
+        _clear(primitive, action, site, held, folder, count)
+    except (OpsError, _errors()) as error:
+        if primitive.over or not app_key.url:
+            raise  # it is the broker itself
+        # The nodes have to go on all the same: what is left here is for `ops app flush`.
+        why = refusals.of(error, app_key.shown).message
+        reason = f"{count['done']:,} keys were removed; then: {why} `ops app flush {action.source}` removes the rest."
+        return Outcome(action=action, status=Status.FAILED, reason=reason)
+    item = {"a": action.id, "s": action.subject, "key": action.subject}
+    item |= {"beside": site.fingerprint} if site.fingerprint != broker.fingerprint else {}
+    receipt = {"op": "note", "role": "taken", "items": [item]}
+    primitive.call("note", primitive.keys(), [MOVED], receipt=receipt, about={"taken": action.subject})
+    left = f" {count['left']:,} stay: too large to be kept, or written again." if count["left"] else ""
+    if not count["done"]:
+        reason = f"None of these tasks has a key {app_key.pattern}.{left}"
+        return Outcome(action=action, status=Status.SKIPPED, reason=reason)
+    reason = f"{count['done']:,} keys {app_key.pattern} were removed; their values are in the vault.{left}"
+    return Outcome(action=action, status=Status.APPLIED, reason=reason)
+
+
+def _errors() -> type[Exception]:
+    from redis.exceptions import RedisError
+
+    return RedisError
+
+
+def _clear(
+    primitive: Primitive, action: Action, site: Broker, held: Circulation, folder: Path, count: Counter[str]
+) -> None:
+    """Remove the keys, some at a time, and count what became of them."""
+    broker = primitive.broker
+    app_key = broker.target.app_keys[action.source]
     dropped = _dropped(primitive, held)
     ids = (task_id for task_id in _taken(primitive) if task_id in dropped or task_id not in held)
     with _at(primitive, site) as there:
@@ -102,16 +141,20 @@ def clear(primitive: Primitive, action: Action, folder: Path) -> Outcome:
                 count["done" if outcome.status is Status.APPLIED else "left"] += 1
         if there is not primitive:
             there.close()
-    item = {"a": action.id, "s": action.subject, "key": action.subject}
-    item |= {"beside": site.fingerprint} if site.fingerprint != broker.fingerprint else {}
-    receipt = {"op": "note", "role": "taken", "items": [item]}
-    primitive.call("note", primitive.keys(), [MOVED], receipt=receipt, about={"taken": action.subject})
-    left = f" {count['left']:,} stay: too large to be kept, or written again." if count["left"] else ""
-    if not count["done"]:
-        reason = f"None of these tasks has a key {app_key.pattern}.{left}"
-        return Outcome(action=action, status=Status.SKIPPED, reason=reason)
-    reason = f"{count['done']:,} keys {app_key.pattern} were removed; their values are in the vault.{left}"
-    return Outcome(action=action, status=Status.APPLIED, reason=reason)
+
+
+def _touched(broker: Broker, actions: Sequence[Action]) -> set[int]:
+    """Return the actions whose key was read or written since it was looked at; its clock ticks in seconds."""
+    asked = [action for action in actions if action.copies[0].idle_s]
+    with broker.reads.pipeline(transaction=False) as pipe:
+        for action in asked:
+            pipe.object("idletime", raw_name(action.copies[0].key))
+        said = pipe.execute(raise_on_error=False) if asked else []
+    return {
+        action.id
+        for action, idle in zip(asked, said, strict=True)
+        if isinstance(idle, int) and idle < (action.copies[0].idle_s or 0.0) - _TICK_S
+    }
 
 
 def _task_of(broker: Broker, action: Action) -> str:
@@ -140,7 +183,7 @@ def _revoked(primitive: Primitive) -> list[str]:
     return [str(item["s"]) for batch in journal.of("note", "revoke") for item in batch.items]
 
 
-def _dropped(primitive: Primitive, held: circulation.Circulation) -> set[str]:
+def _dropped(primitive: Primitive, held: Circulation) -> set[str]:
     """Return the tasks that this run revoked and that a node has only in its timer or aside: it drops them there."""
     wanted = [task_id for task_id in _revoked(primitive) if task_id in held]
     if not wanted:

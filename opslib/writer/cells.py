@@ -79,14 +79,23 @@ def bound(column: Column[Any], value: object, kind: str, zone: str) -> Any:  # n
         return text if kind == "sqlite" else cast(text, column.type)
     if kind == "sqlite" and isinstance(column.type, DateTime | Date | Time):
         return literal(str(value), String())
+    return literal(plain(column, value, zone), column.type)
+
+
+def plain(column: Column[Any], value: object, zone: str) -> object:
+    """
+    Return a value of JSON as its column's type wants it from Python.
+
+    Raises:
+        Unkeepable: If it is none of that column's.
+    """
     try:
-        return literal(_native(column, value, zone), column.type)
+        return _native(column, value, zone)
     except (ValueError, TypeError, OverflowError, InvalidOperation):
         raise Unkeepable(f"{column.name} does not take what it is to be set to") from None
 
 
 def _native(column: Column[Any], value: object, zone: str) -> object:
-    """Return a value as its column's type wants it from Python."""
     from sqlalchemy import Boolean, Date, DateTime, Float, Integer, Numeric, String, Time, Uuid
 
     if isinstance(column.type, DateTime):

@@ -298,7 +298,7 @@ def said(text: str) -> dict[str, Any]:
 
 def _is_any(where: Place, some: Sequence[Change]) -> ColumnElement[bool]:
     """Return the condition that a row is one of these; many of them have one column as their key."""
-    from sqlalchemy import and_
+    from sqlalchemy import Integer, String, and_
 
     def value(each: Change, name: str) -> Any:  # noqa: ANN401 - an expression
         return cells.bound(where.table.c[name], each.key[name], where.kind, where.zone)
@@ -306,7 +306,10 @@ def _is_any(where: Place, some: Sequence[Change]) -> ColumnElement[bool]:
     if len(some) == 1:
         return and_(*(where.table.c[name] == value(some[0], name) for name in some[0].key))
     (key,) = some[0].key
-    return where.table.c[key].in_([value(each, key) for each in some])
+    column = where.table.c[key]
+    if isinstance(column.type, Integer | String):  # as almost every key is
+        return column.in_([cells.plain(column, each.key[key], where.zone) for each in some])
+    return column.in_([value(each, key) for each in some])
 
 
 def _can_skip(connection: Connection) -> bool:

@@ -44,12 +44,15 @@ def has_revoked(broker: Broker, run_id: str) -> bool:
 
 
 def not_undone(broker: Broker, run_id: str) -> list[str]:
-    """Return what a run of steps did that no undo puts back, each as a sentence; nothing for other runs."""
+    """Return what a run did that no undo puts back, each as a sentence."""
     journal = journals.read(broker, run_id)
     told = [f"{node} was shut down: start it as it is always started." for node in shutdown.told_at(journal)]
     is_of_steps = told or journal.of("note", gates.ROLE)
     if is_of_steps and journal.of("note", "revoke"):
         told.append("A task that was ended while it ran has lost its work; nodes that run on drop what was revoked.")
+    if dropped := sum(len(batch.items) for batch in journal.of("keys", "drop")):
+        lists = f"{dropped} quarantine list{'s were' if dropped != 1 else ' was'}"
+        told.append(f"{lists} dropped: the messages are in the vault of the run.")
     if ran := len(canary.ended(journal)):
         told.append(f"{ran} canar{'y' if ran == 1 else 'ies'} ran, and changed nothing.")
     return told

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from opslib import folders
+from opslib.cli import confirm
 from opslib.errors import Exit
 from opslib.render import archive, prune
 from tests.command_line import call
@@ -112,6 +113,57 @@ def test_links_are_not_followed_and_folders_within_stay(root: Path, tmp_path: Pa
     assert (outside / "precious").read_text() == "still here"
     assert [path.name for path in run.iterdir()] == ["folder"]
     assert "0 of 1 were removed" in told.err
+
+
+def test_a_link_to_a_folder_goes_and_the_folder_stays(root: Path, tmp_path: Path) -> None:
+    """It is a link like any other."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("still here")
+    run = folders.folder(root, OLD)
+    (run / "link").symlink_to(outside)
+
+    assert call("reports", "prune", "--older-than", "90d", "--apply", "--yes", "--with-kept").code == Exit.DONE
+    assert not run.exists()
+    assert (outside / "precious").read_text() == "still here"
+
+
+def test_the_archive_itself_is_never_removed(tmp_path: Path) -> None:
+    """Also where nothing else is in it, nor in what it is in."""
+    root = tmp_path / "empty" / "reports"
+    run = folders.folder(root, OLD)
+    run.mkdir(parents=True)
+
+    assert prune.remove(root, run)
+    assert list((tmp_path / "empty").rglob("*")) == [root]
+
+
+def test_what_could_not_be_removed_is_a_finding(root: Path) -> None:
+    """Also where nothing stays because it was kept."""
+    (folders.folder(root, OLD) / "folder").mkdir()
+
+    told = call("reports", "prune", "--older-than", "90d", "--apply", "--yes", "--with-kept")
+
+    assert (told.code, "1 of 2 were removed" in told.err) == (Exit.ATTENTION, True)
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--yes"], Exit.ATTENTION), (["--apply", "--dry-run"], Exit.USAGE)])
+def test_only_one_word_applies(root: Path, words: list[str], code: Exit) -> None:
+    """And it stands alone."""
+    assert call("reports", "prune", "--older-than", "90d", *words).code == code
+    assert len(names(root)) == 3
+
+
+def test_who_says_no_keeps_everything(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the question, which names how many."""
+    asked: list[object] = []
+    monkeypatch.setattr(confirm, "possible", lambda **_: None)
+    monkeypatch.setattr(confirm, "ask", lambda *about: asked.append(about[-1]))
+
+    told = call("reports", "prune", "--older-than", "90d", "--apply")
+
+    assert (told.code, asked) == (Exit.ATTENTION, [1])
+    assert len(names(root)) == 3
 
 
 class TestVerify:

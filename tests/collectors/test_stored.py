@@ -9,10 +9,12 @@ import uuid
 import pytest
 
 from opslib import retention as retentions
+from opslib.aging import UNREADABLE
 from opslib.broker import connect
 from opslib.collectors import pages
 from opslib.collectors.circulation import read as circulating
 from opslib.collectors.stored import OTHERS, stored
+from opslib.keys import raw_name
 from opslib.settings import Target
 from tests.support import servers
 from tests.support.seed import KEYS, seed_unacked, seed_waiting
@@ -141,6 +143,40 @@ def test_a_value_of_any_length_is_understood(broker, redis, size):
         "past",
         redis.strlen(KEYS.result("a")),
     )
+
+
+def test_a_retention_that_ends_amid_an_age_parts_only_what_it_judges(broker, redis):
+    """Of a task that can still be run, one row tells of both sides of it."""
+    for age_s in (30 * HOUR_S, 40 * HOUR_S):
+        store(redis, f"id-{age_s}", task="shop.mail", age_s=age_s)
+        store(redis, seed_waiting(redis).task_id, task="shop.mail", age_s=age_s)
+
+    seen = stored(broker, retentions.read({"shop.*": "36h"}))
+
+    assert {of[2:]: count for of, (count, _) in counts(seen).items()} == {
+        ("1 to 2 d", False, "kept"): 1,
+        ("1 to 2 d", False, "past"): 1,
+        ("1 to 2 d", False, "held"): 2,
+    }
+    assert len(seen.groups) == 3
+
+
+def test_kept_for_no_time_also_what_is_dated_ahead_is_past(broker, redis):
+    """As the clock of whoever wrote it may be."""
+    store(redis, "a", age_s=-60)
+
+    (group,) = stored(broker, retentions.read({}, older_than="0", everything=True)).groups
+
+    assert (group.age, group.standing) == ("under 1 h", "past")
+
+
+def test_names_of_any_length_are_understood_beside_each_other(broker, redis):
+    """Also one that is not UTF-8, which no value can be the result of."""
+    for n in range(120):
+        store(redis, "x" * n)
+    redis.set(raw_name(KEYS.result_root) + b"\xff", value(redis, "\ufffd"))
+
+    assert {row.state: row.count for row in stored(broker, RULES).groups} == {"SUCCESS": 120, UNREADABLE: 1}
 
 
 def test_max_keys_makes_the_view_partial(broker, redis):

@@ -17,6 +17,7 @@ from opslib.keys import Keyspace
 from opslib.render import archive
 from opslib.run import RunResult
 from tests import command_line
+from tests.support.remains import chord, file, quarantine, run_of
 from tests.support.stored import DAY_S, HOUR_S, held, ids, store
 from tests.support.waiting import until
 from tests.support.workers import Deployment
@@ -77,9 +78,11 @@ def shop(trial: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     trial.redis.rpush(orphan, b'{"w@shop": {"ok": "pong"}}')
     until(lambda: (trial.redis.object("idletime", orphan) or 0) >= 1, 30, "nobody reads the answer")
     folder = tmp_path_factory.mktemp("weekly")
+    (folder / "uploads").mkdir()
     (folder / "ops.toml").write_text(
         '[targets.shop]\nbroker_url = "env:SHOP_URL"\n[targets.shop.retention]\n'
         '"transcription.*" = "24h"\n"vod_processing.*" = "48h"\ndefault = "12h"\n'
+        f'[targets.shop.temporary_files.uploads]\nfolder = "{folder}/uploads"\npattern = "*.part"\n'
     )
     with pytest.MonkeyPatch.context() as patch:
         for name in set(os.environ) - set(command_line.environment()):
@@ -218,3 +221,29 @@ def test_any_age_needs_its_own_confirmation(shop: Shop, cleaned: RunResult) -> N
     assert {result.exit_code, star.exit_code} == {Exit.USAGE}
     assert "everything=True" in result.record.error["hint"]
     assert held(shop.redis) == before
+
+
+def test_what_is_left_beside_results_goes_in_one_run_and_comes_back(shop: Shop, cleaned: RunResult) -> None:
+    """A chord, a file and an old quarantine, which alone is not brought back."""
+    assert cleaned
+    group_id, part = (
+        chord(shop.redis, idle_s=3 * DAY_S),
+        file(shop.folder / "uploads" / "a" / "film.part", content=b"half a film"),
+    )
+    kept = quarantine(shop.redis, run_of(40))
+    names = {f"celery-taskset-meta-{group_id}.{suffix}" for suffix in "sjd"}
+
+    result = shop.run(dry_run=False, lasting="leave")
+
+    by_kind = {row["kind"]: row for row in result.record.plan["actions"]}
+    assert {"drop", "delete", "remove"} <= set(by_kind), by_kind.keys()
+    assert {row["status"] for row in result.record.outcomes} == {"applied"}
+    assert (shop.redis.exists(*names, kept), part.exists()) == (0, False)
+    text = BeautifulSoup(result.report.read_text(), "html.parser").get_text(" ")
+    assert "Left beside results" in text
+    assert str(part) in text
+    done = shop.ops("undo", result.record.run_id, "--apply", "--yes")
+    assert done.code in {Exit.DONE, Exit.ATTENTION, Exit.CANNOT_SEE}, done.err
+    assert "1 quarantine list was dropped" in done.err
+    assert (shop.redis.exists(*names), shop.redis.exists(kept), part.read_bytes()) == (3, 0, b"half a film")
+    assert archive.verify(result.report.parent) == []

@@ -89,7 +89,7 @@ def quarantine(redis: Redis, run_id: str, *, count: int = 3, host: str | None = 
 
 
 def archived(
-    root: Path, run_id: str, *, statuses: Sequence[str] = ("applied",), ended_days: float, plan: bool = True
+    root: Path, run_id: str, *, statuses: Sequence[str] = ("applied",), ended_days: float, continues: str = ""
 ) -> Path:
     """Put the record of a run into the archive, as if it had ended so many days ago."""
     folder = folders.create(root, run_id)
@@ -104,11 +104,11 @@ def archived(
         verdict="healthy",
         exit_code=0,
         dry_run=False,
+        plan={"continues": continues},
         outcomes=[{"action": n, "status": status} for n, status in enumerate(statuses, 1)],
     )
     (folder / folders.RECORD).write_bytes(msgspec.json.encode(record))
-    if plan:
-        (folder / folders.PLAN).write_bytes(b"{}")
+    (folder / folders.PLAN).write_bytes(b"{}")
     return folder
 
 

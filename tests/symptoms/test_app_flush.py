@@ -55,6 +55,13 @@ class TestWhichMayGo:
         assert "x" in app_flush.ids([name])
         assert [each.task_id for each in app_flush.over(seen, found)] == ["y"]
 
+    @pytest.mark.parametrize("task_id", ["a:b", "a.b", "a/b"])
+    def test_an_id_may_have_what_stands_between_the_parts_of_a_name(self, task_id):
+        """An application may give its own ids."""
+        seen = whereabouts(task_id, waiting=[waiting(task_id)])
+
+        assert app_flush.over(seen, scan(row(task_id))) == []
+
     def test_a_result_is_no_place(self):
         """A task that is over keeps nothing."""
         seen = whereabouts("x", results=[result("x", "FAILURE")])
@@ -100,6 +107,20 @@ class TestPlan:
         given = row("b", size_bytes=10**6, life_s=80_000.0)
 
         assert app_flush.over(whereabouts("b"), scan(given)) == []
+
+    @pytest.mark.parametrize(
+        "left",
+        [
+            row("b", life_s=80_000.0),
+            row("b", size_bytes=10**6),
+            row("b", size_bytes=10**6, life_s=90_000.0),
+            row("b", type="stream", life_s=90_000.0),
+        ],
+        ids=["can be kept", "lasts", "lives longer", "cannot be kept"],
+    )
+    def test_what_does_not_go_by_itself_within_a_day_is_proposed(self, left):
+        """Whatever its size is."""
+        assert app_flush.over(whereabouts("b"), scan(left)) == [left]
 
     def test_no_more_than_was_asked_for(self):
         """The rest is told, with what to do about it."""

@@ -129,7 +129,7 @@ def in_table(name="nightly", *, changed_ago_s=1_000.0, sent_ago_s=None, **more):
     ids=["told", "later", "never", "by beat", "not by beat", "off by SQL", "told since", "off by beat", "redbeat"],
 )
 def test_a_change_of_which_beat_was_not_told_is_seen(row, told_ago_s, is_untold):
-    """Beat itself saves a row with the run that it has sent; and Django forgets the last run of what it switches off."""
+    """Beat itself saves a row with the run that it has sent; Django forgets the last run of what it switches off."""
     told_at = None if told_ago_s is None else rows.NOW_S - told_ago_s
     found = codes(diagnose(replace(seen(row, held=lock()), told_at=told_at), LIMITS))
 
@@ -143,6 +143,11 @@ def test_what_is_overdue_in_a_table_tells_of_the_newest_run():
 
     assert (found.code, found.subject) == ("schedule-overdue", "nightly")
     assert "of any entry, was 30 s ago" in found.message
+
+
+def test_celery_s_own_tasks_are_on_every_node():
+    """A node leaves them out of what it tells; Django's tables always have one."""
+    assert diagnose(seen(entry(task="celery.backend_cleanup"), held=lock()), LIMITS) == []
 
 
 def test_two_beats_are_named():

@@ -94,6 +94,19 @@ class TestQuarantine:
         _, entries = vault.read(next(iter(archive.rglob("vault*.jsonl.gz"))))
         assert {part for kept in entries for part in kept.parts} >= set(messages)
 
+    def test_one_that_was_resumed_counts_by_the_end_of_that(self, site, redis, archive):
+        """A cut run that was resumed to its end is over; one whose plan was applied and cut off is not."""
+        resumed, applied = run_of(50), run_of(50)
+        keys = {run_id: quarantine(redis, run_id) for run_id in (resumed, applied)}
+        archived(archive, resumed, statuses=("failed",), ended_days=50)
+        archived(archive, run_of(45, "resume"), ended_days=45, continues=resumed)
+        archived(archive, applied, statuses=("skipped",), ended_days=50)
+        archived(archive, run_of(45, "apply"), statuses=("failed",), ended_days=45, continues=applied)
+
+        clean(site)
+
+        assert [redis.exists(keys[run_id]) for run_id in (resumed, applied)] == [0, 1]
+
     def test_a_run_that_was_gone_on_with_lately_keeps_its_own(self, site, redis):
         """The broker's audit has its last batch."""
         run_id = run_of(40)
@@ -233,7 +246,7 @@ class TestAppKeys:
 
     def test_what_nobody_touched_of_tasks_that_are_over(self, site, redis):
         """One that came back into circulation meanwhile stays."""
-        for name in ("over", "waits", "again"):
+        for name in ("over", "waits", "again", "read"):
             redis.hset(f"at:{name}", "percent", 80)
             aged(redis, f"at:{name}", DAY_S)
         redis.hset("at:young", "percent", 1)
@@ -241,10 +254,12 @@ class TestAppKeys:
         seed_waiting(redis, task_id="waits")
         plan = planned(site, clean="app_keys.progress")
         seed_waiting(redis, task_id="again")
+        redis.hgetall("at:read")
 
         outcomes = apply(plan, site, dry_run=False)
 
-        assert {o.action.subject: str(o.status) for o in outcomes} == {"at:over": "applied", "at:again": "skipped"}
+        became = {o.action.subject: str(o.status) for o in outcomes}
+        assert became == {"at:over": "applied", "at:again": "skipped", "at:read": "skipped"}
         assert {key for key in before if not redis.exists(key)} == {b"at:over"}
         undone(site, records.context().run_id)
         assert held_by(redis, "at:over") == {b"percent": b"80"}

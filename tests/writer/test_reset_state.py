@@ -107,6 +107,19 @@ def test_a_partial_reset_takes_only_what_is_of_the_tasks_that_it_stopped(
     assert len(broken.redis.keys("logs:*")) == len(there.every)
 
 
+def test_where_the_applications_database_is_gone_the_nodes_go_on(broken: Deployment) -> None:
+    """What it keeps is no reason to leave everybody frozen."""
+    seed(broken)
+    nowhere = {"progress": AppKey(pattern="progress:{task_id}", url="redis://127.0.0.1:1/0")}
+    broker = connect(Target(name="trial", broker_url=broken.server.url, app_keys=nowhere))
+
+    outcomes = carried_out(broker, reset(broker, keys=emergency_reset.app_keys(broker), canary=False))
+
+    assert by_step(outcomes)["state"] == {"failed"}
+    assert by_step(outcomes)["resume"] == {"applied"}
+    assert all(consumed(broker).values())
+
+
 def test_a_name_that_the_target_does_not_have_is_refused(broker: Broker) -> None:
     """With one that it has."""
     with pytest.raises(BadParameter, match="keys") as refused:
