@@ -176,6 +176,8 @@ def _reflected(connection: Connection, inspector: Inspector, name: str, where: s
     from sqlalchemy.exc import NoSuchTableError
 
     schema, _, bare = name.rpartition(".")
+    if schema and schema not in (schemas := inspector.get_schema_names()):
+        raise SettingsError(f"{where}: there is no schema {schema!r} for {name!r}.", hint=near(schema, schemas))
     if not inspector.has_table(bare, schema=schema or None):
         there = [*inspector.get_table_names(schema=schema or None), *inspector.get_view_names(schema=schema or None)]
         raise SettingsError(

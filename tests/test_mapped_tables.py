@@ -90,17 +90,17 @@ class TestFound:
         """The one that is meant, though another has its name."""
         execute(
             postgres_url,
-            "CREATE SCHEMA shop",
+            "CREATE SCHEMA sales",
             "CREATE TABLE jobs (id int PRIMARY KEY, status text)",
-            "CREATE TABLE shop.jobs (id int PRIMARY KEY, task_id uuid, status text, last_run timestamptz)",
-            "INSERT INTO shop.jobs VALUES (1, '00000000-0000-4000-8000-000000000001', 'NEW', now())",
+            "CREATE TABLE sales.jobs (id int PRIMARY KEY, task_id uuid, status text, last_run timestamptz)",
+            "INSERT INTO sales.jobs VALUES (1, '00000000-0000-4000-8000-000000000001', 'NEW', now())",
         )
-        site = target(postgres_url, tasks={"table": "shop.jobs", **OWN})
+        site = target(postgres_url, tasks={"table": "sales.jobs", **OWN})
         known = databases.connect(site)
 
         found = task_table(site, known, "tasks")
 
-        assert found.table.schema == "shop"
+        assert found.table.schema == "sales"
         ((row,),) = task_rows.pages(known, found)
         assert row.task_id == "00000000-0000-4000-8000-000000000001"
 
@@ -170,7 +170,7 @@ class TestRefused:
         """A view counts; the tables of others do not."""
         assert refused(jobs, table="job", **OWN).hint == "Did you mean jobs?"
         assert refused(jobs, table="open_job", **OWN).hint == "Did you mean open_jobs?"
-        assert "there is no table 'shop.jobs'" in refused(jobs, table="shop.jobs", **OWN).message
+        assert "there is no schema 'sales'" in refused(jobs, table="sales.jobs", **OWN).message
 
     def test_a_missing_column_is_told_with_the_nearest(self, jobs):
         """And with the setting that names it."""

@@ -47,7 +47,7 @@ INDEX: dict[str, tuple[tuple[str, ...], str]] = {
     "stats": (("stats",), "Show how many tasks there are in each place, how busy the nodes are, and what is stored."),
     "unlock": (("unlock",), "Show which run holds the lock; with --lock-id and --reason, take it from that run."),
     "task": (("find", "task", "cleanup", "resume_task"), "One task: where it is and what is known of it."),
-    "app": (("app_keys",), "The application's own keys: progress, logs and the like."),
+    "app": (("app_keys", "app_state"), "What the application keeps: progress, logs and the like, and its state."),
     "queue": (("queues",), "One queue: what waits in it, and what is to become of that."),
     "worker": (("workers",), "One node, or one task on all of them: how much is done at once."),
     "dead": (("dead",), "Tasks that failed for good, and what is kept of them."),

@@ -33,7 +33,7 @@ OlderThan = Annotated[
 ]
 _LINES, _MOST = 100, 1_000
 
-group = typer.Typer(help="The application's own keys: progress, logs and the like.", no_args_is_help=True)
+group = typer.Typer(help="What the application keeps: progress, logs and the like, and its state.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:

@@ -27,7 +27,7 @@ from opslib.facts.remains import (
 )
 from opslib.facts.resets import DrainNode, ResetChoice
 from opslib.facts.retries import RetryingTask, TaskRetries
-from opslib.facts.rows import ClassCount, Classes, Reconciled, RowCount, Sample, SeenTable, TaskRow
+from opslib.facts.rows import ClassCount, Classes, Reconciled, RowCount, Sample, SeenTable, StateNow, TaskRow
 from opslib.facts.snapshot import Reading, Snapshot
 from opslib.facts.stored import Leftover, Stored, StoredGroup
 from opslib.facts.system import (
@@ -105,6 +105,7 @@ __all__ = [
     "ServerInfo",
     "SlowCommand",
     "Snapshot",
+    "StateNow",
     "StatusCount",
     "Stored",
     "StoredGroup",

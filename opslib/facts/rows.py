@@ -263,3 +263,33 @@ class Classes:
     def count(self, kind: str) -> int:
         """How many rows are of one class."""
         return sum(row.count for row in self.rows if row.kind == kind)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateNow:
+    """
+    A row that says what the application is at.
+
+    Attributes:
+        name: As the target's settings call it.
+
+        key: JSON object of the columns and values by which it is found.
+
+        idle: JSON object of what it is set back to.
+
+        now: JSON object of what it holds in those columns; empty if it is not there.
+
+        problem: Why it cannot be set back, as a sentence; empty if it can.
+    """
+
+    name: str
+    table: str
+    key: str
+    idle: str
+    now: str = ""
+    problem: str = ""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it holds that already."""
+        return self.now == self.idle

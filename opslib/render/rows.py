@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -19,6 +20,7 @@ from opslib.facts.rows import (
     Classes,
     Reconciled,
     Sample,
+    StateNow,
 )
 from opslib.facts.system import StatusCount
 from opslib.render import tables
@@ -187,6 +189,27 @@ def _count(rows: Iterable[ClassCount]) -> int:
 def _longest(rows: Iterable[ClassCount]) -> str:
     known = [row.longest_s for row in rows if row.longest_s is not None]
     return spell(max(known)) if known else "unknown"
+
+
+def states(found: Sequence[StateNow]) -> Table:
+    """Return what an application says that it is at."""
+    return Table(
+        title="What the application is at",
+        columns=(
+            Column("Name", "code"),
+            Column("Table", "code"),
+            Column("Row", "code"),
+            Column("Holds"),
+            Column("Idle is"),
+        ),
+        rows=[
+            (row.name, row.table, _pairs(row.key), row.problem or _pairs(row.now), _pairs(row.idle)) for row in found
+        ],
+    )
+
+
+def _pairs(values: str) -> str:
+    return shown(", ".join(f"{name} {shown(value, 60)}" for name, value in json.loads(values or "{}").items()), 300)
 
 
 # --- the picture ---

@@ -106,24 +106,29 @@ def copy(source: Path, goal: Path) -> tuple[int, str]:
     """
     Copy a dump, readable for its owner only, and return its size and its sha256.
 
-    The server replaces its file by another one and never writes into it, so an opened one stays what it was.
+    The server replaces its file by another one and never writes into it, so an opened one stays what it was. Of a copy
+    that breaks off, nothing is left.
 
     Raises:
-        OSError: If it cannot be read, or there is no room for it.
+        OSError: If it cannot be read, there is no room for it, or something is in its place already.
     """
     sha256, size = hashlib.sha256(), 0
     with source.open("rb") as theirs:
         wanted = os.fstat(theirs.fileno()).st_size
         if shutil.disk_usage(goal.parent).free < wanted + _SPARE_BYTES:
             raise OSError(28, f"there is no room for {wanted:,} bytes")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC  # with O_EXCL, a link is not followed either
         with os.fdopen(os.open(goal, flags, 0o600), "wb") as ours:
-            while piece := theirs.read(_PIECE):
-                sha256.update(piece)
-                size += len(piece)
-                ours.write(piece)
-            ours.flush()
-            os.fsync(ours.fileno())
+            try:
+                while piece := theirs.read(_PIECE):
+                    sha256.update(piece)
+                    size += len(piece)
+                    ours.write(piece)
+                ours.flush()
+                os.fsync(ours.fileno())
+            except BaseException:
+                goal.unlink(missing_ok=True)
+                raise
     return size, sha256.hexdigest()
 
 

@@ -117,7 +117,6 @@ def _copied(
     try:
         size, sha256 = dumps.copy(source, folder / DUMP)
     except OSError as error:
-        (folder / DUMP).unlink(missing_ok=True)
         return replace(kept, problem=f"{source} cannot be copied: {error.strerror}."), None
     head = dumps.read_head(folder / DUMP)
     kept = replace(kept, size_bytes=size, sha256=sha256)

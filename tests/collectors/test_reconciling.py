@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from opslib import progress
 from opslib.broker import connect
-from opslib.collectors import horizon, reconciling, task_rows
+from opslib.collectors import care, horizon, reconciling, task_rows
 from opslib.collectors.horizon import Horizon
 from opslib.errors import BadParameter, DatabaseUnreachable, SettingsError
 from opslib.facts import Coverage
@@ -32,7 +32,7 @@ from opslib.facts.rows import (
     WAITING,
 )
 from opslib.findings import Severity
-from opslib.symptoms import reconcile_tasks
+from opslib.symptoms import health_check, overview, reconcile_tasks
 from opslib.task_tables import TaskTable, Verifier, resolved
 from tests.support import tables
 from tests.support.seed import KEYS, envelope, seed_result, seed_unacked, seed_waiting
@@ -445,3 +445,24 @@ def test_a_million_rows_of_postgresql(broker, postgres_url):
     assert seen.rows == 129_687
     assert sum(row.count for row in seen.statuses) == 1_000_000
     assert peak < 48 * 2**20
+
+
+class TestTheDailyLook:
+    """Rows by status, where a table is configured."""
+
+    def test_a_configured_table_is_counted_by_the_daily_look(self, shop, broker):
+        """In the health check's parts; and one that cannot be read is a part that was not seen."""
+        tables.fill(shop.url, 30, statuses=["SCHEDULED", "DONE", "PAUSED"])
+        table = resolved("tasks", TaskTable(preset="task-manager"), "tasks")
+        target = msgspec.structs.replace(broker.target, database_url=shop.url, task_tables={"tasks": table})
+        seen = care.checkup(connect(target), settle="0.01s")
+        gone = msgspec.structs.replace(target, database_url="sqlite:////nowhere/shop.db")
+        blind = care.checkup(connect(gone), settle="0.01s")
+
+        def part(found):
+            limits = health_check.Thresholds.of(connect(target))
+            return next(area for area in health_check.areas(found, limits) if area.name == overview.TABLES)
+
+        assert (part(seen).figure, part(seen).says) == ("10 open", "of 30 rows; 10 neither open nor over")
+        assert part(blind).state == "not seen"
+        assert not any(row.place == "task tables" for row in care.checkup(broker, settle="0.01s").coverage)

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
+from redis.retry import Retry
 
 from opslib import redact
 from opslib.errors import BadParameter
@@ -104,6 +106,18 @@ class TestCopy:
                 dumps.copy(dump, there)
         assert not outside.exists()
 
+    def test_of_one_that_breaks_off_nothing_is_left(self, dump, tmp_path, monkeypatch):
+        """Half of somebody's data is no backup."""
+
+        def full(_):
+            raise OSError(28, "no space")
+
+        monkeypatch.setattr(os, "fsync", full)
+
+        with pytest.raises(OSError, match="no space"):
+            dumps.copy(dump, tmp_path / "copy")
+        assert not (tmp_path / "copy").exists()
+
     def test_it_leaves_room_for_others(self, dump, tmp_path, monkeypatch):
         """A full disk stops more than this."""
         usage, size = type(shutil.disk_usage("/")), dump.stat().st_size
@@ -186,7 +200,8 @@ class TestScratch:
             with Redis(port=given["port"]) as stranger, pytest.raises(AuthenticationError):
                 stranger.ping()
 
-        with Redis(port=given["port"], password=given["password"]) as late, pytest.raises(RedisError):
+        once = Retry(NoBackoff(), 0)
+        with Redis(port=given["port"], password=given["password"], retry=once) as late, pytest.raises(RedisError):
             late.ping()
         assert (folder / scratch.DUMP).read_bytes() == before
 

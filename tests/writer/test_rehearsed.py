@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import pytest
 from redis import Redis
 
 from opslib.collectors import backup
-from opslib.errors import BadParameter
-from opslib.facts import Backup, Compared, Kept, Saves
+from opslib.errors import BadParameter, Refused
+from opslib.facts import Backup, Census, Compared, Kept, KeyPrint, Saves
 from opslib.plan import Outcome
 from opslib.settings import AppKey
 from opslib.symptoms import redis_backup
@@ -326,6 +328,127 @@ class TestNotProven:
 
         assert run.codes["restore-differs"].startswith("1 of 32 keys that stood still")
         assert (run.compared("dump").differing, run.compared("dump").others) == (("ranks",), 1)
+
+
+class TestJudged:
+    """What a backup has to hold, key by key."""
+
+    ONE = KeyPrint(family="results", type="string", elements=2, digest="d", expires_at_ms=10**12)
+
+    @pytest.mark.parametrize(
+        ("change", "alike"),
+        [
+            ({}, True),
+            ({"expires_at_ms": 10**12 + 2_000}, True),
+            ({"expires_at_ms": 10**12 + 2_001}, False),
+            ({"expires_at_ms": None}, False),
+            ({"digest": "e"}, False),
+            ({"elements": 3}, False),
+            ({"type": "list"}, False),
+        ],
+    )
+    def test_by_value_and_by_life(self, change: dict[str, Any], alike: bool) -> None:
+        """One that would never expire, or would be gone, is not as it was."""
+        found = {"a": replace(self.ONE, **change)}
+        judged = rehearsed._judged(Compared(of="dump"), {"a": self.ONE}, found)
+
+        assert (judged.same, judged.differing) == ((1, ()) if alike else (0, ("a",)))
+
+    def test_what_it_lacks_is_named_as_text(self) -> None:
+        """A key may be called anything."""
+        judged = rehearsed._judged(Compared(of="dump"), {"\x1b[31mkey": self.ONE}, {})
+
+        assert (judged.same, "\x1b" in judged.differing[0]) == (0, False)
+
+    @pytest.mark.parametrize(
+        ("family", "left_s", "settled"), [("results", 61, 1), ("results", 59, 0), ("opslib", 61, 0)]
+    )
+    def test_what_is_about_to_expire_proves_nothing(self, family: str, left_s: int, settled: int) -> None:
+        """It may be gone by the time that the copy is looked at."""
+        now = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
+        until = int((now.timestamp() + left_s) * 1000)
+        census = Census(taken_at=now, keys=1, prints={"a": replace(self.ONE, family=family, expires_at_ms=until)})
+
+        assert len(rehearsed._settled(census, census)) == settled
+
+
+class TestKept:
+    """What is in the run's folder is whole, and of this run."""
+
+    def test_a_second_try_leaves_the_first_one_what_it_is(self, engine: engines.Engine, archive: Path) -> None:
+        """A cell that is run twice must not cost the backup that is there."""
+        first = Made(servers.broker(engine), export=False, restore=False)
+        again = Made(servers.broker(engine), export=False, restore=False)
+
+        assert "File exists" in again.dump.problem
+        assert rehearsed._sha256(archive / first.dump.path) == first.dump.sha256
+
+    def test_a_second_copy_that_finds_no_room_is_said(
+        self, engine: engines.Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first one is kept all the same."""
+        copy, calls = dumps.copy, []
+
+        def once(source: Path, goal: Path) -> Any:
+            calls.append(goal)
+            if len(calls) > 1:
+                raise OSError(28, "no space")
+            return copy(source, goal)
+
+        monkeypatch.setattr(dumps, "copy", once)
+
+        run = Made(servers.broker(engine), export=False)
+
+        assert "no room for a second copy" in run.compared("dump").problem
+        assert run.dump.path
+
+    def test_a_folder_that_cannot_be_written_ends_it(
+        self, engine: engines.Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In one sentence."""
+
+        def refused(*_: object) -> Any:
+            raise OSError(13, "Permission denied")
+
+        broker = servers.broker(engine)
+        before = backup.saves(broker, answer_within="0.2s")
+        outcomes = apply(redis_backup.plan(before), broker, dry_run=False)
+        monkeypatch.setattr(rehearsed.folders, "create", refused)
+
+        with pytest.raises(Refused, match="Nothing was kept"):
+            rehearsed.rehearse(broker, before, outcomes)
+
+    def test_a_file_of_another_save_is_no_backup_of_this_one(self, engine: engines.Engine, tmp_path: Path) -> None:
+        """A person may name yesterday's; and no server is started for it that nobody asked for."""
+        with engine.client() as redis:
+            redis.save()
+        old = (engine.folder / "dump.rdb").read_bytes()
+        began = old.index(b"\x05ctime\xc2") + 7
+        (tmp_path / "old.rdb").write_bytes(old[:began] + (1_600_000_000).to_bytes(4, "little") + old[began + 4 :])
+
+        for dry_run in (True, False):
+            broker = servers.broker(engine)
+            run = Made(broker, dry_run=dry_run, dump_path=str(tmp_path / "old.rdb"), export=False, restore=False)
+
+            assert run.made.compared == ()
+            assert ("not of the last save" in run.dump.problem) is not dry_run
+            assert "It is of another save" in run.dump.note
+
+    def test_the_export_has_what_is_celerys_and_counts_what_it_cannot_hold(
+        self, engine: engines.Engine, redis: Redis
+    ) -> None:
+        """Nothing of the application's own; a stream is in the dump alone."""
+        names = set(redis.scan_iter("*"))
+        redis.xadd("celery-task-meta-stream", {"a": "b"})
+
+        run = Made(servers.broker(engine), restore=False)
+
+        export = next(each for each in run.made.files if each.kind == "export")
+        assert "2 streams are in the dump alone" in export.note  # this one, and the tool's own
+        assert export.keys < len(names)
+        assert {each.family for each in run.compared("export").families} <= {"queues", "results", "beat", "opslib"} | {
+            each.family for each in run.before.census.families if each.family not in {"others", "replies"}
+        }
 
 
 class TestAppendOnlyFile:

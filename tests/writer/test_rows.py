@@ -552,6 +552,19 @@ class TestBadCases:
         assert not list(archive.rglob("vault*"))
         assert not _journal(site).batches
 
+    def test_the_rights_that_the_safety_page_names_are_enough(self, server, broker, redis, postgres, postgres_url):
+        """To read the table, and to set the one column."""
+        assert broker
+        fill(redis, postgres_url, 5)
+        table = tables.TASK_MANAGER
+        with tables.connected(postgres_url) as connection:
+            connection.exec_driver_sql(f"GRANT UPDATE (status) ON {table} TO reader")
+        site = _site(server, postgres.as_reader(postgres_url))
+
+        assert told(run(site, settling(5))) == ["applied"]
+        assert told(undone(site, records.context().run_id)) == ["applied"]
+        assert set(statuses(postgres_url)) == {"SCHEDULED"}
+
     def test_a_connection_that_is_lost_half_way_ends_the_run_and_loses_nothing(
         self, server, broker, redis, postgres, postgres_url, archive, monkeypatch
     ):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from opslib import records
 from opslib.collectors import backup
 from opslib.errors import BrokerRefused, Refused
-from opslib.plan import Kind, Plan, Status
+from opslib.plan import Action, Kind, Plan, Status
 from opslib.symptoms import redis_backup
-from opslib.writer import apply, points, resume, undo
+from opslib.writer import apply, points, resume, saved, undo
 from tests.support import engines, servers
 from tests.support.waiting import until
 
@@ -195,6 +197,45 @@ class TestNotSaved:
             found = {each.code: each.message for each in redis_backup.diagnose(seen, redis_backup.Thresholds())}
             assert "managed service" in found["save-failing"]
             assert "does not say where it saves" in seen.saving.untold
+
+
+class TestAwaited:
+    """How long it is waited for, look by look, and what the order's answer is taken for."""
+
+    @pytest.fixture
+    def awaited(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """Return what waits for a save on a server that looks so: first for a while, and then."""
+        for name, value in (("_LOOK_S", 0.005), ("_BEGINS_S", 0.05)):
+            monkeypatch.setattr(saved, name, value)
+
+        def wait(first: dict[str, Any], then: dict[str, Any], *, most_s: float = 20.0) -> Any:
+            still = {"run_id": "r", "running": False, "rewriting": False, "saved_at": 10, "failing": False}
+            began = time.monotonic()
+
+            def told(_: object) -> dict[str, Any]:
+                return still | (first if time.monotonic() - began < 0.3 else then)
+
+            monkeypatch.setattr(saved, "_told", told)
+            action = Action(kind=Kind.SAVE, subject="server", source="server", destination="")
+            return saved._awaited(action, cast("Redis", None), "r", 10, began + most_s, [])
+
+        return wait
+
+    @pytest.mark.parametrize("busy", ["running", "rewriting"])
+    def test_while_the_server_is_at_it_it_is_waited_for(self, awaited: Any, busy: str) -> None:
+        """However long that takes; but not for ever."""
+        assert awaited({busy: True}, {"saved_at": 11}).status is Status.APPLIED
+        assert "did not end within an hour" in awaited({busy: True}, {busy: True}, most_s=0.2).reason
+
+    def test_a_save_that_never_begins_is_said(self, awaited: Any) -> None:
+        """LASTSAVE stays what it was."""
+        outcome = awaited({}, {})
+
+        assert (outcome.status, "neither saved nor failed" in outcome.reason) == (Status.FAILED, True)
+
+    def test_what_a_server_says_is_shown_as_text(self) -> None:
+        """It may say anything."""
+        assert "\x1b" not in saved._refusal(ResponseError("no \x1b[31mway"))
 
 
 @contextmanager
