@@ -429,6 +429,18 @@ def test_what_cannot_be_meant_about_tables_is_refused(load, line, said, hint):
     assert "geheim" not in str(error)
 
 
+def test_beat_s_database_is_named_by_a_variable_or_the_file(load):
+    """And masked wherever it is shown."""
+    env = {"OPS_BEAT_URL": "redis://:a-long-password@h/4", "REDIS_URL": "redis://h"}
+    by_variable = load(env=env)
+    by_file = load("prod", toml=f'{PROD}beat_url = "env:OPS_BEAT_URL"\n', env=env)
+    (row,) = [row for row in settings.described(by_file) if row["setting"] == "beat_url"]
+
+    assert by_variable.beat_url == by_file.beat_url == env["OPS_BEAT_URL"]
+    assert row["value"] == "redis://:***@h/4"
+    assert refused(load, env={**env, "OPS_BEAT_URL": "http://h"}).message.startswith("beat_url: 'http://h'")
+
+
 # How long results are kept
 
 

@@ -227,7 +227,7 @@ def idle_keys(client: Redis, root: bytes, idle_s: float) -> Iterator[tuple[bytes
     """
     Yield the keys that begin so and that nobody has read or written for so long, and what each weighs.
 
-    Where the server keeps no such time, each key comes without a weight.
+    Where the server keeps no such time, or does not say it, each key comes without a weight.
     """
     cursor = 0
     while True:
@@ -240,7 +240,7 @@ def idle_keys(client: Redis, root: bytes, idle_s: float) -> Iterator[tuple[bytes
         for name, idle, weight in zip(names, said[::2], said[1::2], strict=True):
             if isinstance(idle, int) and idle >= idle_s:
                 yield name, weight if isinstance(weight, int) else 0
-            elif "LFU" in str(idle):
+            elif isinstance(idle, Exception):
                 yield name, None
         if cursor == 0:
             return

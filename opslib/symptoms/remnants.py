@@ -30,6 +30,8 @@ APP = "app_keys."
 MOST_KEPT_BYTES = 1024**3
 _RUNBOOK = "weekly-cleanup"
 _NAMED = 7
+#: Keys of one name that a plan has, unless somebody asks for more.
+_MANY = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,7 @@ def _app(stored: Stored, app: AppRemains) -> Iterator[Finding]:
     for finding in app_flush.left(app.scan, app_flush.actionable(app.rows)):
         said = hint or _elsewhere(stored, f"{APP}{app.scan.name}", app.scan.fingerprint)
         old = f"{finding.message} Nobody has touched them for {spell(app.keep_s)}."
+        said += " More than a plan may have wait for the next run." * (len(app.rows) > _MANY)
         yield replace(finding, message=old, hint=f"{said} Give them a life where they are written.")
 
 

@@ -26,6 +26,8 @@ _SPARE_BYTES = 64 * 1024 * 1024
 #: Seconds by which the clocks of file and server may differ, and by which a save may have begun before it is counted.
 _CLOCKS_S = 5.0
 _CHECKERS = ("redis-check-rdb", "valkey-check-rdb")
+#: What a checker says before it says what is wrong; some counts come after that.
+_DETECTED = "--- RDB ERROR DETECTED ---"
 _CHECK_WITHIN_S = 600.0
 _HERE = {"127.0.0.1", "localhost", "::1", ""}
 
@@ -152,8 +154,9 @@ def check(path: Path) -> tuple[bool | None, str]:
         return True, f"{name}: the file is sound."
     if "handle RDB format version" in said or "Wrong signature" in said:
         return None, f"{name} is older than the dump, and cannot read it."
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
-    return False, f"{name}: {last[:200]}"
+    _, _, detected = said.partition(_DETECTED)
+    lines = [line.strip() for line in (detected or said).splitlines() if line.strip()] or [""]
+    return False, f"{name}: {lines[0 if detected else -1][:200]}"
 
 
 def read_head(path: Path) -> Head | str:

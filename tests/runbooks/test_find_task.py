@@ -24,6 +24,8 @@ from opslib.symptoms import find_task
 from tests import command_line
 from tests.support.seed import KEYS, envelope
 
+#: What a run of long ago has put aside, and somebody has forgotten.
+FORGOTTEN = b"-queue-backlog-"
 #: What the demo's own nodes keep: how far tasks have come, and which letters they have written.
 OF_WORKERS = (KEYS.checkpoint_root.encode(), b"opslib:dead:")
 
@@ -45,7 +47,7 @@ class Shop:
     def ours(self) -> dict[bytes, bytes | None]:
         """Return what only a run of this tool would make."""
         ours = (key for key in self.redis.scan_iter(match="opslib:*") if not key.startswith(OF_WORKERS))
-        return {key: self.redis.dump(key) for key in ours}
+        return {key: self.redis.dump(key) for key in ours if FORGOTTEN not in key}
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,8 @@ KEYS = Keyspace()
 PASSING_RESULTS = (KEYS.result_root.encode(), b"celery-taskset-meta-")
 #: What the demo's own nodes keep: how far tasks have come, and which letters they have written.
 OF_WORKERS = (KEYS.checkpoint_root.encode(), b"opslib:dead:")
+#: What a run of long ago has put aside, and somebody has forgotten.
+FORGOTTEN = b"-queue-backlog-"
 #: What a plan answers; the rest needs a person and remains.
 ANSWERED = {"orphaned-unacked", "retry-loop", "stuck-active", "unreadable-message"}
 
@@ -174,7 +176,8 @@ class TestLooking:
         """What nobody else touches is there to the byte, no key of ours was left, and each outcome says so."""
         assert looked.after == looked.before
         assert len(looked.before) >= 10
-        assert not [key for key in looked.after if b"opslib:" in key and not key.startswith(OF_WORKERS)]
+        ours = [key for key in looked.after if b"opslib:" in key and not key.startswith(OF_WORKERS)]
+        assert not [key for key in ours if FORGOTTEN not in key]
         assert not looked.audited
         outcomes = looked.result.record.outcomes
         assert len(outcomes) == len(looked.result.record.plan["actions"])
@@ -299,7 +302,7 @@ class TestApplying:
 
     def test_lock_is_free_again(self, shop: Shop, applied: RunResult) -> None:
         """Nothing stays locked, and what the run wrote bears its id."""
-        ours = {key.decode() for key in shop.redis.scan_iter(match="*opslib:*")}
+        ours = {key.decode() for key in shop.redis.scan_iter(match="*opslib:*") if FORGOTTEN not in key}
 
         assert KEYS.lock not in ours
         assert {key for key in ours if ":run:" in key and applied.record.run_id not in key} == set()

@@ -136,6 +136,7 @@ class TestCheck:
         [
             ("exit 0", True, "sound"),
             ("echo 'CRC \033[31merror'; exit 1", False, "error"),
+            ("echo '--- RDB ERROR DETECTED ---\n[offset 9] CRC\n[info] 0 keys'; exit 1", False, "rdb: [offset 9] CRC"),
             ("echo Wrong signature; exit 1", None, "older than the dump"),
             ("exec sleep 30", None, "did not come to an end"),
         ],

@@ -265,6 +265,35 @@ class TestAppKeys:
         assert held_by(redis, "at:over") == {b"percent": b"80"}
 
 
+def test_old_runs_of_the_archive_are_told(site, redis, archive):
+    """How many, and how to prune them; one that keeps something needs a word of its own."""
+    assert redis
+    archived(archive, run_of(100), ended_days=100)
+    (archived(archive, run_of(91), ended_days=91) / "vault.jsonl.gz").write_bytes(b"x" * 1000)
+    archived(archive, run_of(89), ended_days=89)
+
+    finding = found(site)["old-reports"]
+
+    assert (finding.evidence["runs"], finding.evidence["hold_something"]) == (2, 1)
+    assert "ops reports prune --older-than 90d --apply" in finding.hint
+    assert not planned(site)
+
+
+def test_where_the_server_keeps_no_time_keys_stay(site, redis):
+    """It evicts by how often keys are used; that is told."""
+    chord(redis)
+    redis.set("at:over", "80")
+    redis.config_set("maxmemory-policy", "allkeys-lfu")
+    try:
+        view = seen(site)
+    finally:
+        redis.config_set("maxmemory-policy", "noeviction")
+
+    assert not weekly_cleanup.plan(view, weekly_cleanup.diagnose(view))
+    assert [row.silent for row in view.coverage if row.place == "keys of groups"] == [3]
+    assert any(row.place.startswith("keys in ") and row.silent for row in view.coverage)
+
+
 def test_where_a_node_is_silent_only_quarantines_go(site, redis):
     """They are nobody's; of all else nobody can say that its task is over."""
     chord(redis)

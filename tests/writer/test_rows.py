@@ -60,6 +60,13 @@ def site(broker, server, url):
     return _site(server, url)
 
 
+@pytest.fixture
+def on_file(broker, server, sqlite_url):
+    """The same with a file of SQLite's alone."""
+    assert broker
+    return _site(server, sqlite_url)
+
+
 def _site(server, url, **values):
     given = {"task_tables": TABLES, "state_rows": {"agent": STATE}, **values}
     return connect(Target(name="trial", broker_url=server.url, database_url=_plain(url), **given))
@@ -400,11 +407,10 @@ class TestCutOff:
     @pytest.mark.parametrize("step", STEPS)
     @pytest.mark.parametrize("undoing", [False, True], ids=["resumed", "undone"])
     def test_a_run_that_is_cut_off_is_brought_to_its_end_or_back(
-        self, server, broker, redis, sqlite_url, archive, monkeypatch, undoing, step
+        self, on_file, redis, sqlite_url, archive, monkeypatch, undoing, step
     ):
         """At every place that it passes: no row is set twice, or lost, and each comes back."""
-        assert broker
-        site = _site(server, sqlite_url)
+        site = on_file
         _begin(redis, sqlite_url)
         places = _passes(site, monkeypatch, planned(site, *_actions(sqlite_url)))
         state_after = agents(sqlite_url)
@@ -432,10 +438,9 @@ class TestCutOff:
                 assert not resume.remaining(_saved(archive, run_id), site, run_id), where
 
     @pytest.mark.parametrize("step", STEPS)
-    def test_an_undo_that_is_cut_off_is_gone_on_with(self, server, broker, redis, sqlite_url, monkeypatch, step):
+    def test_an_undo_that_is_cut_off_is_gone_on_with(self, on_file, redis, sqlite_url, monkeypatch, step):
         """By another one; and what the application changed in between is its own."""
-        assert broker
-        site = _site(server, sqlite_url)
+        site = on_file
         _begin(redis, sqlite_url)
         state = agents(sqlite_url)
         apply(planned(site, *_actions(sqlite_url)), site, dry_run=False)

@@ -172,6 +172,18 @@ class TestMoving:
         assert kept(archive) == [vault]
         assert not undoing.plan(site, records.context().run_id)
 
+    def test_a_name_may_be_any_bytes(self, site, uploads):
+        """No text, and with characters that a terminal obeys."""
+        names = [b"\xff\xfe.part", "a\n\x1b[31m\u202e.part".encode(), b"'; rm -rf *.part"]
+        for name in names:
+            made = file(uploads / "x.part")
+            made.rename(uploads / os.fsdecode(name))
+
+        assert told(apply(planned(site), site, dry_run=False)) == ["applied"]
+        assert not list(uploads.iterdir())
+        assert told(undone(site, records.context().run_id)) == ["applied"]
+        assert {os.fsencode(each.name) for each in uploads.iterdir()} == set(names)
+
     def test_what_was_changed_replaced_or_opened_since_stays(self, site, uploads, archive, tmp_path):
         """Each is looked at right before it is moved."""
         for name in ("longer", "again", "gone", "busy", "swapped", "sound"):
