@@ -126,11 +126,10 @@ def measure(count: int, rounds: int) -> bool:
         f"{count:,} results counted: {ratio:.2f} x a bare SCAN (from {min(ratios):.2f} to {max(ratios):.2f}); "
         f"at most {RATIO_GOAL}\n"
         f"memory {grown / 2**20:.1f} MiB more than before; at most {MEMORY_BYTES / 2**20:.0f}\n"
-        f"PING of others: p99 {ping:.2f} ms, while the plainest client reads the same {plain:.2f}; "
-        f"at most {PING_GOAL} x\n"
-        f"  while a process keeps a core busy and asks the server nothing {burn:.2f}\n"
+        f"PING of others: p99 {ping:.2f} ms, with a busy core alone {burn:.2f}; at most {PING_GOAL} x\n"
+        f"  while the plainest client reads the same {plain:.2f}\n"
     )
-    return ratio <= RATIO_GOAL and grown <= MEMORY_BYTES and ping <= PING_GOAL * plain
+    return ratio <= RATIO_GOAL and grown <= MEMORY_BYTES and ping <= PING_GOAL * burn
 
 
 def _seed(url: str, count: int) -> None:

@@ -168,8 +168,9 @@ def _settle(connection: Connection, kind: str, *, read_only: bool) -> None:
             else f"max_execution_time = {STATEMENT_TIMEOUT_S * 1000}"
         )
         connection.exec_driver_sql(f"SET SESSION {limit}")
-        connection.exec_driver_sql(f"SET SESSION TRANSACTION READ {'ONLY' if read_only else 'WRITE'}")
-        connection.exec_driver_sql("COMMIT")  # that holds from the next transaction on
+        if read_only:
+            connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
+            connection.exec_driver_sql("COMMIT")  # that holds from the next transaction on
     elif read_only:
         connection.exec_driver_sql("PRAGMA query_only = ON")
     else:

@@ -35,6 +35,7 @@ from opslib.plan import Action, Copy, Kind, Status
 from opslib.records import RunRecord
 from opslib.settings import BROKER_NAMES, RESULT_NAMES, Target, Thresholds
 from opslib.symptoms import stuck_tasks
+from opslib.task_tables import FIELDS, PRESETS, TaskTable
 from opslib.writer import apply
 from tests.support.plans import planned, purge_of, undone
 from tests.support.seed import seed_unacked, seed_waiting
@@ -198,6 +199,24 @@ def test_every_form_of_a_url_works():
     for url, _ in rows:
         _, warnings = urls.check(url, "broker_url")
         assert bool(warnings) == ("ssl_cert_reqs=none" in url)
+
+
+def test_what_is_said_of_an_sql_database_works(tmp_path):
+    """The example is read as it stands there, every form of a URL is one, and every setting is in its table."""
+    page = section(read("docs/configuration.md"), "## The application's SQL database")
+    (example,) = blocks(page, "toml")
+    forms, plain = tables(page)
+    (tmp_path / "ops.toml").write_text(example)
+    env = {"PROD_BROKER_URL": "redis://h", "PROD_DATABASE_URL": forms[0][0]}
+    found = settings.load("prod", environ=env, start=tmp_path)
+
+    assert {each.preset for each in found.task_tables.values()} == set(PRESETS)
+    assert [each.table for each in found.state_rows.values()] == ["agent"]
+    for url, _ in forms:
+        assert urls.database(url, "database_url")
+    assert [row[0] for row in plain] == list(TaskTable.__struct_fields__)
+    for field in FIELDS:
+        assert f"`{field}`" in page
 
 
 def test_every_form_of_a_duration_works():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from opslib.cli import changes, confirm, options, output, results
+from opslib.cli import changes, options, output, results
 from opslib.errors import Exit, NotFound, Refused
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ OlderThan = Annotated[
 ]
 _LINES, _MOST = 100, 1_000
 
-group = typer.Typer(help="What the application keeps: progress, logs and the like, and its state.", no_args_is_help=True)
+group = typer.Typer(
+    help="What the application keeps: progress, logs and the like, and its state.", no_args_is_help=True
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -199,7 +201,7 @@ def flush(
     if form is options.Format.TABLE and (yes or not apply):
         output.show(judged.plan(plan))
     if apply:
-        _agreed(broker, plan, changes.Ask(yes=yes, confirmed=confirmed, reason=reason))
+        changes.agreed(broker, [plan], "flush", changes.Ask(yes=yes, confirmed=confirmed, reason=reason))
         # While a person read, somebody may have sent one of them again.
         refuse_unless_over(broker, plan, timeout)
     found = records.rows(app_flush.diagnose(seen, scan, rows))
@@ -259,26 +261,6 @@ def _refuse_blind(seen: Whereabouts) -> None:
     if unseen:
         output.say("Which tasks still run cannot be told, and what runs writes its keys again. Nothing was changed.")
         raise typer.Exit(int(Exit.CANNOT_SEE))
-
-
-def _agreed(broker: Broker, plan: Plan, asks: changes.Ask) -> None:
-    """
-    Have a person agree to the plan.
-
-    Raises:
-        Refused: If it is not confirmed as its target wants it.
-
-        typer.Exit: With 1 if the person said no.
-    """
-    from opslib.render import judged
-
-    target = broker.target
-    confirm.permitted(target.name, protected=target.protected, yes=asks.yes, confirmed=asks.confirmed)
-    if asks.yes:
-        return
-    output.show(judged.plan(plan))
-    if not confirm.ask(target.name, "flush", len(plan)):
-        raise typer.Exit(int(Exit.ATTENTION))
 
 
 def _afterwards(before: KeyScan, older_than_s: float, timeout: str) -> Look:

@@ -210,6 +210,31 @@ class Ask:
         self.apply, self.yes, self.confirmed, self.reason = apply, yes, confirmed, reason
 
 
+def agreed(broker: Broker, plans: Sequence[Plan], verb: str, asks: Ask, *, shown: bool = False) -> None:
+    """
+    Have a person agree to everything at once.
+
+    Args:
+        shown: Whether the plans were shown before.
+
+    Raises:
+        Refused: If it is not confirmed as its target wants it.
+
+        typer.Exit: With 1 if the person said no.
+    """
+    from opslib.errors import Exit
+    from opslib.render import judged
+
+    target = broker.target
+    confirm.permitted(target.name, protected=target.protected, yes=asks.yes, confirmed=asks.confirmed)
+    if asks.yes:
+        return
+    if not shown:
+        output.show(*map(judged.plan, plans))
+    if not confirm.ask(target.name, verb, sum(map(len, plans))):
+        raise typer.Exit(int(Exit.ATTENTION))
+
+
 def change(
     broker: Broker,
     plan: Plan,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from opslib.cli import changes, confirm, find, options, output, results
+from opslib.cli import changes, find, options, output, results
 from opslib.errors import Exit
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def cleanup(
         _show(plans, keys)
     if apply:
         asks = changes.Ask(yes=yes, confirmed=confirmed, reason=reason)
-        _agreed(broker, plans, form, asks)
+        changes.agreed(broker, plans, "cleanup", asks, shown=form is options.Format.TABLE)
         # What was just moving can slip through one look; and while a person read, somebody may have sent it again.
         _refuse_unless_over(_look(broker, wanted, timeout)[0])
     runs = []
@@ -157,27 +157,6 @@ def _show(plans: Sequence[Plan], keys: Sequence[TaskKey]) -> None:
     for key in keys:
         if key.fixed:
             output.say(f"{key.key} is left as it is. {key.fixed}")
-
-
-def _agreed(broker: Broker, plans: Sequence[Plan], form: options.Format, asks: changes.Ask) -> None:
-    """
-    Have a person agree to everything at once.
-
-    Raises:
-        Refused: If it is not confirmed as its target wants it.
-
-        typer.Exit: With 1 if the person said no.
-    """
-    from opslib.render import judged
-
-    target = broker.target
-    confirm.permitted(target.name, protected=target.protected, yes=asks.yes, confirmed=asks.confirmed)
-    if asks.yes:
-        return
-    if form is not options.Format.TABLE:
-        output.show(*map(judged.plan, plans))
-    if not confirm.ask(target.name, "cleanup", sum(map(len, plans))):
-        raise typer.Exit(int(Exit.ATTENTION))
 
 
 def _of(plan: Plan, keys: Sequence[TaskKey]) -> list[TaskKey]:

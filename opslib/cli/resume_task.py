@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from opslib.cli import changes, confirm, find, options, output, queues, results
+from opslib.cli import changes, find, options, output, queues, results
 from opslib.errors import Exit, Refused
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def resume(
     if form is options.Format.TABLE:
         _show(seen, findings, plans)
     if apply:
-        _agreed(broker, plans, form, changes.Ask(yes=yes, confirmed=confirmed, reason=reason))
+        asks = changes.Ask(yes=yes, confirmed=confirmed, reason=reason)
+        changes.agreed(broker, plans, "resume", asks, shown=form is options.Format.TABLE)
         if not yes:
             again = _look(broker, wanted, timeout)
             _refuse_unless_same(plans, resume_task.steps(again, resume_task.diagnose(again), to=to))
@@ -148,27 +149,6 @@ def _show(seen: Resumable, findings: Sequence[Finding], plans: Sequence[Plan]) -
     )
     if len(plans) > 1:
         output.say(f"Their states are in {len(plans)} databases: {len(plans)} runs, each undone by its own id.")
-
-
-def _agreed(broker: Broker, plans: Sequence[Plan], form: options.Format, asks: changes.Ask) -> None:
-    """
-    Have a person agree to everything at once.
-
-    Raises:
-        Refused: If it is not confirmed as its target wants it.
-
-        typer.Exit: With 1 if the person said no.
-    """
-    from opslib.render import judged
-
-    target = broker.target
-    confirm.permitted(target.name, protected=target.protected, yes=asks.yes, confirmed=asks.confirmed)
-    if asks.yes:
-        return
-    if form is not options.Format.TABLE:
-        output.show(*map(judged.plan, plans))
-    if not confirm.ask(target.name, "resume", sum(map(len, plans))):
-        raise typer.Exit(int(Exit.ATTENTION))
 
 
 def _refuse_unless_same(plans: Sequence[Plan], again: Sequence[Plan]) -> None:

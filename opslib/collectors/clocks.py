@@ -86,7 +86,8 @@ def by_the_sun(event: str, latitude: float, longitude: float, after: datetime) -
     from celery.schedules import solar
 
     try:
-        reckoned = solar(event, latitude, longitude, nowfun=lambda: after)
+        reckoned = solar(cast("Any", event), latitude, longitude, nowfun=lambda: after)
     except ImproperlyConfigured as error:
         raise ImportError(str(error)) from None
-    return after + cast("timedelta", reckoned.remaining_estimate(after))
+    rest: timedelta = reckoned.remaining_estimate(after)
+    return after + rest

@@ -27,11 +27,13 @@ from opslib.facts import FINAL_STATES, Coverage, Reconciled, RowCount, SeenTable
 from opslib.facts.rows import (
     BEGUN,
     BEYOND,
+    CLASSES,
     DEAD,
     ENDED,
     HELD,
     NAMELESS,
     NOWHERE,
+    ORDER,
     OTHERS,
     QUARANTINED,
     UNACKED,
@@ -336,7 +338,7 @@ class _Count:
         default_factory=lambda: defaultdict(list)
     )
     _gone: list[tuple[float, int, TaskRow]] = field(default_factory=list)
-    _by_sighting: defaultdict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+    _by_class: defaultdict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     _number: int = 0
 
     def note(self, table: Mapped, page: Sequence[Row], stored: _Stored) -> None:
@@ -380,7 +382,7 @@ class _Count:
         cell = self._cells.setdefault((table.name, task, row.status, sighting, state, why, age), [0, -1.0])
         cell[0] += 1
         cell[1] = max(cell[1], -1.0 if age_s is None else age_s)
-        self._by_sighting[table.name, sighting] += 1
+        self._by_class[table.name, CLASSES[sighting]] += 1
         self._keep(table, row, task, sighting, state, why)
 
     def _keep(self, table: Mapped, row: Row, task: str, sighting: str, state: str, why: str) -> None:
@@ -437,7 +439,7 @@ class _Count:
         return [row for *_, row in sorted(self._gone, reverse=True)]
 
     def words(self, table: str) -> str:
-        return ", ".join(f"{sighting} {n:,}" for (of, sighting), n in sorted(self._by_sighting.items()) if of == table)
+        return ", ".join(f"{n:,} {kind}" for kind in ORDER if (n := self._by_class.get((table, kind), 0)))
 
 
 def _push(heap: list[tuple[float, int, TaskRow]], entry: tuple[float, int, TaskRow], most: int) -> None:

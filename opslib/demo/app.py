@@ -209,9 +209,9 @@ def send_signal(instance_id: int, model: str, action: str) -> str:
 
 @app.task(name="shop.hooks.deliver_hook", track_started=False)
 def deliver_hook(hook_id: int, retry: bool) -> str:  # noqa: FBT001 - as it stands in its row
-    """Tell a customer's server; nobody who answers is an error, and one of them never answers."""
-    url = ledger.try_hook(hook_id)
-    if "slow" in url:
+    """Tell a customer's server; whatever one answers is no error, and one of them is slow to answer at first."""
+    url, is_retried = ledger.try_hook(hook_id)
+    if "slow" in url and not is_retried:
         time.sleep(1800)
     delivered, answer = _answer(url)
     ledger.answer_hook(hook_id, delivered=delivered, answer=answer)

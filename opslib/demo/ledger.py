@@ -121,12 +121,12 @@ def add_hooks(urls: Mapping[int, str]) -> None:
         connection.executemany("INSERT INTO shop_hook (id, url) VALUES (?, ?)", urls.items())
 
 
-def try_hook(hook: int) -> str:
-    """Write down that a hook is being delivered, and return where to."""
+def try_hook(hook: int) -> tuple[str, bool]:
+    """Write down that a hook is being delivered, and return where to, and whether it was tried before."""
     with _open() as connection:
+        url, tried = connection.execute("SELECT url, tried FROM shop_hook WHERE id = ?", (hook,)).fetchone()
         connection.execute("UPDATE shop_hook SET tried = 1, answer = 'Nobody answered.' WHERE id = ?", (hook,))
-        found = connection.execute("SELECT url FROM shop_hook WHERE id = ?", (hook,)).fetchone()
-        return str(found[0]) if found else ""
+        return str(url), bool(tried)
 
 
 def answer_hook(hook: int, *, delivered: bool | None, answer: str) -> None:

@@ -224,11 +224,6 @@ def _traceback(text: str) -> list[object]:
     return [Table(title="", columns=(Column("Where it failed, innermost last", "code"),), rows=rows, limit=len(rows))]
 
 
-def _indented(line: str) -> str:
-    bare = line.lstrip()
-    return "\u00a0" * (len(line) - len(bare)) + shown(bare or " ")
-
-
 def _value(value: object) -> str:
     return shown(value, 10_000)
 

@@ -23,8 +23,6 @@ REDRIVE, QUARANTINE, PURGE = "redrive", "quarantine", "purge"
 DOES = (REDRIVE, QUARANTINE, PURGE)
 EVERY = "*"
 _MOST_NAMED = 3
-#: What only says how letters are sent again.
-_OF_REDRIVE = ("to", "rate", "new_ids", "keep_retries", "expired", "args", "kwargs")
 
 #: Why a letter is not sent again, in as few words as a plan has room for.
 _SHORT = {

@@ -119,7 +119,7 @@ def copy(source: Path, goal: Path) -> tuple[int, str]:
         wanted = os.fstat(theirs.fileno()).st_size
         if shutil.disk_usage(goal.parent).free < wanted + _SPARE_BYTES:
             raise OSError(28, f"there is no room for {wanted:,} bytes")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC  # with O_EXCL, a link is not followed either
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(goal, flags, 0o600), "wb") as ours:
             try:
                 while piece := theirs.read(_PIECE):

@@ -127,6 +127,18 @@ class TestLooking:
         assert finding.severity is Severity.UNKNOWN
         assert "cannot be decoded" in finding.message
 
+    def test_one_of_many_that_cannot_be_decoded_is_of_the_task_that_it_names(self, shop, redis):
+        """No node could run it; of a task that it does not name it says nothing, so that it may be lost."""
+        for _ in range(3):
+            seed_waiting(redis)
+        damaged = json.dumps(envelope(task_id=tables.task_id(1)))[:-1]
+        redis.lpush("celery", damaged, "SKU-4711;an-id-of-old;stock=12")
+
+        seen = shop(*({"task_id": each} for each in (tables.task_id(1), "an-id-of-old", tables.task_id(2), "4712")))
+
+        assert sightings(seen) == {UNSEEN: 2, NOWHERE: 2}
+        assert {row.why for row in seen.counts if row.why} == {"A message that cannot be decoded names it."}
+
     def test_ids_that_are_none_are_looked_for_as_they_are(self, shop, redis):
         """A path, markup, a very long one; and none at all."""
         odd = ["../../etc/passwd", "<script>alert(1)</script>", "x" * 36, "%s %(a)s", "';DROP TABLE--"]
@@ -228,7 +240,7 @@ class TestBrokenOff:
 
         last = (tmp_path / "look.log").read_text().splitlines()[-1]
         assert "was broken off: 2,000 of 6,000" in last
-        assert "nowhere 2,000" in last
+        assert "2,000 lost" in last
 
     def test_a_log_that_cannot_be_written_is_refused_at_once(self, shop, tmp_path):
         """Before anything is looked at."""

@@ -201,7 +201,7 @@ class TestLooking:
 
         assert lines == (looked.folder / "progress.log").read_text("utf-8")
         assert "Looking for the tasks of task_manager_taskmanager: 13 in" in lines
-        assert "nowhere 2" in lines
+        assert "2 finished but open, 2 lost, 3 still on its way, 6 unknown" in lines
         assert SECRET not in lines
 
 

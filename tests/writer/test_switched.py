@@ -126,7 +126,8 @@ def test_another_type_in_the_last_moment_leaves_no_batch_half_done(broker, store
 
 def test_a_right_that_is_missing_leaves_no_batch_half_done(broker, stored, server):
     """It may write what is ours, and may only read the schedule."""
-    servers.user(stored, f"{servers.READ_WRITE} resetkeys ~opslib:* %R~*")
+    servers.user(stored, f"{servers.READ_WRITE} -hset")
+    stored.execute_command("ACL", "SETUSER", "limited", "(+hset ~opslib:*)")
 
     outcome = switch(servers.elsewhere(broker, servers.as_user(server)))
 

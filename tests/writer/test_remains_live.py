@@ -1,0 +1,75 @@
+"""Groups and chords of real workers: their keys go once nothing of them can run, and not a moment before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from celery import Celery, chain, chord, group
+from redis import Redis
+
+from opslib.broker import connect
+from opslib.collectors.remains import remains
+from opslib.collectors.stored import stored
+from opslib.plan import Outcome
+from opslib.settings import Target
+from opslib.symptoms import weekly_cleanup
+from opslib.writer import apply
+from tests.support.remains import DAY_S, aged
+from tests.support.seed import KEYS
+from tests.support.waiting import until
+from tests.support.workers import DEADLINE_S, Deployment
+
+
+def groups(redis: Redis) -> set[str]:
+    """Return the groups of which a key is left."""
+    names = (key.decode().removeprefix(KEYS.group("")) for key in redis.scan_iter(match=KEYS.group("*")))
+    return {name.partition(".")[0] for name in names}
+
+
+def cleaned(trial: Deployment) -> list[Outcome]:
+    """Have every group look three days old, and clean."""
+    for key in list(trial.redis.scan_iter(match=KEYS.group("*"))):
+        aged(trial.redis, key.decode(), 3 * DAY_S)
+    broker = connect(Target(name="trial", broker_url=trial.server.url))
+    seen = remains(broker, stored(broker, weekly_cleanup.asked(broker), answer_within="5s"), answer_within="5s")
+    plan = weekly_cleanup.plan(seen, weekly_cleanup.diagnose(seen), clean="groups")
+    return list(apply(plan, broker, dry_run=False))
+
+
+def test_only_what_is_proven_to_be_over_goes(trial: Deployment, archive: Path) -> None:
+    """While a task runs that could be anybody's member, of a chord that is not counted to its end nothing goes."""
+    assert archive.is_dir()
+    app = Celery("producer", broker=trial.server.url, backend=trial.server.url)
+
+    def task(name: str):  # type: ignore[no-untyped-def]
+        return app.signature(f"tests.{name}", immutable=True)
+
+    worker = trial.worker(name="w@groups", concurrency=3)
+    failed = chord([task("ok"), task("sleep")])(task("ok"))  # it lacks its argument
+    running = chord([task("ok"), task("hang")])(task("ok"))
+    chained = chord([chain(task("gate"), task("ok")), task("ok")])(task("ok"))
+    saved = group([task("ok"), task("ok")]).apply_async()
+    saved.save()
+    of = {
+        "failed": failed.parent.id,
+        "running": running.parent.id,
+        "chained": chained.parent.id,
+        "saved": saved.id,
+    }
+    until(lambda: trial.state(failed.id) == "FAILURE", DEADLINE_S, "the first chord has failed")
+    until(saved.ready, DEADLINE_S, "the group has ended")
+    until(lambda: trial.redis.zcard(f"{KEYS.group(of['running'])}.j") == 1, DEADLINE_S, "one of two has ended")
+    until(lambda: trial.redis.zcard(f"{KEYS.group(of['chained'])}.j") == 1, DEADLINE_S, "one of two has ended")
+    until(lambda: len(trial.unacked()) == 1, DEADLINE_S, "only the gate is not acknowledged")
+    assert groups(trial.redis) == set(of.values())
+
+    (outcome,) = cleaned(trial)
+
+    assert outcome.reason.startswith("1 keys of groups were removed")
+    assert "stay: it is not proven that every task of theirs is over" in outcome.reason
+    assert groups(trial.redis) == {of["failed"], of["running"], of["chained"]}
+
+    worker.kill()
+    (outcome,) = cleaned(trial)
+
+    assert groups(trial.redis) == {of["chained"]}  # its gate is unacknowledged, and will be delivered again
