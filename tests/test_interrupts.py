@@ -23,6 +23,21 @@ def test_an_interrupt_waits_for_the_end_of_the_block():
     assert done == ["the rest of the block"]
 
 
+def test_a_block_within_another_one_waits_for_the_end_of_that():
+    """What is whole in parts is whole as well."""
+    done = []
+
+    def block():
+        with deferred():
+            with deferred():
+                os.kill(os.getpid(), signal.SIGINT)
+            done.append("the rest of the outer block")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert done == ["the rest of the outer block"]
+
+
 def test_without_an_interrupt_nothing_is_raised():
     """The handler of before is back, so that the next Ctrl-C works as ever."""
     before = signal.getsignal(signal.SIGINT)

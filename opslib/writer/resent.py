@@ -53,6 +53,9 @@ class Lost:
         if unseen := self._circulation.unseen:
             why = f"Whether it is still on its way was not wholly seen: {' '.join(unseen)} It was not sent."
             return dict.fromkeys((action.id for action in actions), why)
+        if opaque := self._circulation.unreadable:
+            why = f"It may be among the messages that cannot be decoded ({opaque:,}). It was not sent."
+            return dict.fromkeys((action.id for action in actions), why)
         states = self._results.of([action.subject for action in actions])
         if self._results.unread:
             why = f"Whether it has ended was not seen: {self._results.unread}. It was not sent."

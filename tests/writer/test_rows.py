@@ -24,7 +24,7 @@ from opslib.rewrite import fresh
 from opslib.selection import RowSelection
 from opslib.settings import Target
 from opslib.task_tables import PRESETS, StateRow, TaskTable, resolved
-from opslib.writer import apply, points, resume, undo, updated
+from opslib.writer import apply, points, resume, row_batches, undo, updated
 from tests.support import tables
 from tests.support.plans import audit, planned, told, undone
 from tests.support.seed import seed_waiting, waiting_ids
@@ -462,6 +462,21 @@ class TestCutOff:
             assert (look(sqlite_url), agents(sqlite_url)) == (expected, state), where
             assert not undo.plan(site, run_id), where
 
+    def test_ctrl_c_waits_until_it_is_known_what_became_of_the_rows(self, on_file, redis, sqlite_url, monkeypatch):
+        """In the middle of a transaction: that one is committed and told, and no other is begun."""
+        _begin(redis, sqlite_url)
+
+        def interrupt(name):
+            if name == "in-rows":
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with at(monkeypatch, interrupt), pytest.raises(KeyboardInterrupt):
+            run(on_file, settling(ROWS - 1))
+
+        journal = _journal(on_file)
+        assert statuses(sqlite_url).count("DONE") == 4
+        assert list(row_batches.told_of(journal).values()) == ["AAAA"]
+
     @pytest.mark.parametrize("where", ["in-rows", "after-rows"])
     def test_killed_on_either_side_of_the_commit(
         self, server, broker, redis, postgres_url, archive, monkeypatch, where
@@ -797,6 +812,16 @@ class TestResent:
 
         assert outcome.status == "skipped"
         assert "workers: w1 is silent." in outcome.reason
+        assert not redis.llen(self.QUEUE)
+
+    def test_so_does_a_message_that_nobody_can_decode(self, site, redis, url):
+        """It may be the task's own."""
+        fill(redis, url, 1, ended=())
+        redis.lpush("celery", b"\x00 no message")
+
+        (outcome,) = run(site, self._resend(url, 1))
+
+        assert outcome.reason == "It may be among the messages that cannot be decoded (1). It was not sent."
         assert not redis.llen(self.QUEUE)
 
 
