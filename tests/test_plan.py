@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from opslib import plan as plans
 from opslib.errors import Exit, PlanTooLarge, Refused
-from opslib.plan import Action, Copy, Kind, Plan
+from opslib.plan import Action, Copy, Kind, Plan, RowChange
 
 COPY = Copy(place="unacked", key="unacked", queue="celery", delivery_tag="t", sha256="0" * 64, score=1795225339.5)
 MADE_AT = datetime(2026, 11, 21, 2, 15, tzinfo=UTC)
@@ -112,6 +112,17 @@ def test_a_plan_is_json():
     assert content["target"] == "demo"
     assert content["actions"][0] | {"kind": "restore", "id": 1, "subject": "a"} == content["actions"][0]
     assert content["actions"][0]["copies"][0]["score"] == 1795225339.5
+
+
+def test_a_plan_that_is_shown_says_of_a_row_no_more_than_the_names_of_what_it_held():
+    """What stands in an application's columns is nobody's business; the file that is applied has it."""
+    row = RowChange(table="state_rows.agent", key='{"id": 1}', was='{"task": "card-4711"}', becomes='{"task": ""}')
+    plan = make(Action(kind=Kind.UPDATE, subject="agent", source="", destination="idle", row=row))
+
+    (shown,) = plan.shown()["actions"]
+
+    assert shown["row"] == {"table": row.table, "key": row.key, "was": "task", "becomes": row.becomes}
+    assert b"card-4711" in plans.write(plan)
 
 
 @pytest.mark.parametrize(

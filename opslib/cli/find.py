@@ -200,7 +200,7 @@ def _look(broker: Broker, ids: list[str], timeout: str) -> tuple[Whereabouts, li
     from opslib.collectors.find import find as look
     from opslib.symptoms import find_task
 
-    seen = look(broker, ids, settle=_SETTLE, answer_within=timeout)
+    seen = look(broker, ids, in_tables=True, settle=_SETTLE, answer_within=timeout)
     return seen, find_task.diagnose(seen, find_task.Thresholds.of(broker))
 
 

@@ -19,6 +19,7 @@ from opslib.collectors import (
     queues,
     results,
     server,
+    task_rows,
     unacked,
     workers,
 )
@@ -44,6 +45,7 @@ def find(
     limit: int = MOST_TASKS,
     oldest: int = 0,
     kept: bool = True,
+    in_tables: bool = False,
     settle: str = "",
     answer_within: str = "1.5s",
     max_keys: int = MAX_KEYS,
@@ -65,6 +67,8 @@ def find(
         oldest: Where neither is given: so many of the tasks that have been delivered and unacknowledged the longest.
 
         kept: Whether quarantine and dead letters are looked through too.
+
+        in_tables: Whether the application's own task tables are asked for their rows, where the target has some.
 
         settle: Pause before a second look, with a unit; empty for one look.
 
@@ -89,11 +93,17 @@ def find(
         seen = replace(seen, results=tuple(stored[0]), coverage=(*seen.coverage, stored[1]))
         if kept:
             seen = _with_kept(broker, found, listings, seen)
-        if pause_s is None or not _unsure(seen):
-            return seen
-        time.sleep(pause_s)
-        again = _again(broker, found, seen, timeout_s=timeout_s)
-        return _with_kept(broker, found, listings, again) if kept else again
+        if pause_s is not None and _unsure(seen):
+            time.sleep(pause_s)
+            seen = _again(broker, found, seen, timeout_s=timeout_s)
+            seen = _with_kept(broker, found, listings, seen) if kept else seen
+        return _with_rows(broker, seen) if in_tables else seen
+
+
+def _with_rows(broker: Broker, seen: Whereabouts) -> Whereabouts:
+    """Ask the application's own tables as well; they are read last, for a task writes its row at its end."""
+    rows, coverage = task_rows.of_tasks(broker.target, sorted(seen.ids))
+    return replace(seen, rows=tuple(rows), coverage=(*seen.coverage, *coverage))
 
 
 def _unsure(seen: Whereabouts) -> bool:

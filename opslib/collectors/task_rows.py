@@ -14,7 +14,7 @@ from opslib.facts import Coverage, StatusCount, TaskRow
 from opslib.tables import task_tables
 
 if TYPE_CHECKING:
-    from sqlalchemy import Select
+    from sqlalchemy import ColumnElement, Select
 
     from opslib.database import Database
     from opslib.settings import Target
@@ -27,6 +27,8 @@ PAGE = 2_000
 #: Ids that are asked for at once.
 _AT_ONCE = 500
 _MOST_STATUSES = 200
+#: Rows of the tasks that are searched for.
+_MOST_ROWS = 1_000
 _MOST_MESSAGE, _LONGEST_NAME = 200, 300
 _BRIEF = ("id", "task_id", "task_module", "task_name", "status", "last_run")
 _WHOLE = (*_BRIEF, "status_message", "attempts")
@@ -148,6 +150,57 @@ def overall(target: Target) -> tuple[list[StatusCount], list[Coverage]]:
     return found, [Coverage(place=PLACE, seen=sum(row.count for row in found), silent=beyond, note=note)]
 
 
+def of_tasks(target: Target, ids: Sequence[str]) -> tuple[list[TaskRow], list[Coverage]]:
+    """
+    Return the rows that the tables which a target is configured with have for these tasks.
+
+    The coverage counts tables; there is none where the target has no table, or nobody asks for a task.
+    """
+    if not target.task_tables or not ids:
+        return [], []
+    found: list[TaskRow] = []
+    seen = 0
+    try:
+        base = connect(target)
+        for table in task_tables(target, base):
+            found += _of_ids(base, table, ids)
+            seen += 1
+    except OpsError as error:
+        silent = len(target.task_tables) - seen
+        return found, [Coverage(place=PLACE, seen=seen, silent=silent, note=error.message)]
+    return found, [Coverage(place=PLACE, seen=seen)]
+
+
+def _of_ids(database: Database, table: Mapped, ids: Sequence[str]) -> list[TaskRow]:
+    found: list[TaskRow] = []
+    with database.reading() as connection:
+        for start in range(0, len(ids), _AT_ONCE):
+            asked = _selected(table, _WHOLE).where(_is_in(table, ids[start : start + _AT_ONCE]))
+            for said in connection.execute(asked.limit(_MOST_ROWS)).mappings():
+                of = row(table, said)
+                attempts = said.get("attempts")
+                found.append(
+                    TaskRow(
+                        table=table.name,
+                        row_id=str(of.key),
+                        task_id=of.task_id,
+                        task=of.task,
+                        status=of.status,
+                        last_run_at=of.at,
+                        status_message=redact.plain(_text(said.get("status_message")))[:_MOST_MESSAGE],
+                        attempts=attempts if isinstance(attempts, int) else None,
+                    )
+                )
+    return found[:_MOST_ROWS]
+
+
+def _is_in(table: Mapped, ids: Sequence[str]) -> ColumnElement[bool]:
+    from sqlalchemy import String, cast
+
+    column = table.columns["task_id"]
+    return (column if isinstance(column.type, String) else cast(column, String)).in_(list(ids))
+
+
 def states(database: Database, table: Mapped, ids: Sequence[str]) -> dict[str, str]:
     """
     Return the states that a table of results has for these tasks.
@@ -155,14 +208,13 @@ def states(database: Database, table: Mapped, ids: Sequence[str]) -> dict[str, s
     Raises:
         OpsError: If the database does not answer.
     """
-    from sqlalchemy import String, cast, select
+    from sqlalchemy import select
 
     task_id, status = table.columns["task_id"], table.columns["status"]
     found: dict[str, str] = {}
     with database.reading() as connection:
         for start in range(0, len(ids), _AT_ONCE):
-            some = list(ids[start : start + _AT_ONCE])
-            is_in = task_id.in_(some) if isinstance(task_id.type, String) else cast(task_id, String).in_(some)
+            is_in = _is_in(table, ids[start : start + _AT_ONCE])
             found |= {
                 _text(each): _text(state) for each, state in connection.execute(select(task_id, status).where(is_in))
             }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from opslib.facts.dead import DeadLetter
 from opslib.facts.messages import QuarantinedMessage, UnackedMessage, WaitingMessage
+from opslib.facts.rows import TaskRow
 from opslib.facts.snapshot import Snapshot
 from opslib.selection import Selection
 
@@ -26,6 +27,8 @@ class Whereabouts(Snapshot):
 
         dead: Their dead letters.
 
+        rows: Their rows in the application's own task tables, where somebody asked for those.
+
         offspring: Messages of other ids that these tasks have sent, or their own offspring has.
     """
 
@@ -34,6 +37,7 @@ class Whereabouts(Snapshot):
     more: int = 0
     quarantined: tuple[QuarantinedMessage, ...] = ()
     dead: tuple[DeadLetter, ...] = ()
+    rows: tuple[TaskRow, ...] = ()
     offspring: tuple[WaitingMessage | UnackedMessage, ...] = ()
 
     @property

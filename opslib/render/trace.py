@@ -12,6 +12,7 @@ from opslib.facts import (
     HeldTask,
     QuarantinedMessage,
     StoredResult,
+    TaskRow,
     UnackedMessage,
     WaitingMessage,
     Whereabouts,
@@ -45,6 +46,7 @@ class Trace:
     results: Sequence[StoredResult]
     dead: Sequence[DeadLetter]
     quarantined: Sequence[QuarantinedMessage]
+    rows: Sequence[TaskRow]
     findings: dict[str, Finding]
     subjects: dict[tuple[str, str], Finding]
 
@@ -58,7 +60,8 @@ class Trace:
         """Name of the task; empty where nothing names it."""
         named = [row.task for row in (*self.waiting, *self.unacked)] + [row.task for row in self.held]
         named += [row.task for row in self.results] + [row.task for row in self.dead]
-        return next(filter(None, [*named, *(row.task for row in self.quarantined)]), "")
+        named += [row.task for row in self.quarantined] + [row.task for row in self.rows]
+        return next(filter(None, named), "")
 
     @property
     def retries(self) -> int:
@@ -92,6 +95,7 @@ def of(seen: Whereabouts, task_id: str, findings: Iterable[Finding] = ()) -> Tra
         results=[row for row in seen.results if row.task_id == task_id],
         dead=[row for row in seen.dead if row.task_id == task_id],
         quarantined=[row for row in seen.quarantined if row.subject == task_id],
+        rows=[row for row in seen.rows if row.task_id == task_id],
         findings={finding.code: finding for finding in known if finding.subject == task_id},
         subjects={(finding.code, finding.subject): finding for finding in known},
     )
@@ -149,6 +153,14 @@ def dead(row: DeadLetter, now: float) -> str:
 def quarantined(row: QuarantinedMessage) -> str:
     """Return who took a message out of circulation, and where from."""
     return f"by run {shown(row.run_id)}, from {shown(row.queue)} ({shown(row.place)})"
+
+
+def in_table(row: TaskRow, now: float) -> str:
+    """Return what the application's own row says of a task."""
+    when = f", last run {ago(row.last_run_at, now)}" if row.last_run_at else ""
+    tries = f", {words.plural(row.attempts, 'attempt')}" if row.attempts else ""
+    said = f": {shown(row.status_message)}" if row.status_message else ""
+    return f"{shown(row.table)} says {shown(row.status)}{when}{tries}{said}"
 
 
 def several(said: Sequence[str]) -> str:

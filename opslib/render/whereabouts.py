@@ -27,6 +27,7 @@ _SEARCHED = {
     "result": ("results",),
     "dead letters": ("dead letters", "keyspace"),
     "quarantine": ("quarantine", "keyspace"),
+    "task tables": ("task tables",),
 }
 
 
@@ -146,6 +147,7 @@ def _found(of: Trace) -> dict[str, list[str]]:
         "result": [trace.result(row, now) for row in of.results],
         "dead letters": [trace.dead(row, now) for row in of.dead],
         "quarantine": [trace.quarantined(row) for row in of.quarantined],
+        "task tables": [trace.in_table(row, now) for row in of.rows],
     }
 
 
@@ -184,6 +186,8 @@ def _searched(of: Trace, place: str, number: int) -> str:
         return f"{words.plural(number, 'node')} answered." if number else "No node is there to have it."
     if place == "result":
         return "No result is stored; one that has expired, or was never kept, looks the same."
+    if place == "task tables":
+        return f"{words.plural(number, 'table')} of the application asked; none has a row for it."
     if not number:
         return "Nothing is there."
     return f"{words.plural(number, 'message' if place != 'dead letters' else 'letter')} looked through."

@@ -579,8 +579,8 @@ def _states(scope: _Scope, tasks: int, before: str) -> Iterator[Action]:
             copies=(Copy(place="app", key=pattern, count=tasks),),
             step=_STATE,
             effect=f"The {name} of every task that this run took is removed before {before}, up to {tasks:,} keys, "
-            "each after its value is in the vault. That of a task which can still be run stays. Where they have a database "
-            "of their own, `ops undo` is run once more for it.",
+            "each after its value is in the vault. That of a task which can still be run stays. Where they have a "
+            "database of their own, `ops undo` is run once more for it.",
         )
 
 

@@ -53,7 +53,7 @@ class Lost:
         if unseen := self._circulation.unseen:
             why = f"Whether it is still on its way was not wholly seen: {' '.join(unseen)} It was not sent."
             return dict.fromkeys((action.id for action in actions), why)
-        if opaque := self._circulation.unreadable:
+        if opaque := self._opaque:
             why = f"It may be among the messages that cannot be decoded ({opaque:,}). It was not sent."
             return dict.fromkeys((action.id for action in actions), why)
         states = self._results.of([action.subject for action in actions])
@@ -73,12 +73,21 @@ class Lost:
             return "It was sent by an action before this one."
         if action.subject in self._circulation:
             return "It is on its way or runs by now; it was not sent again."
+        spelled = action.subject.encode("utf-8", "surrogateescape")
+        if any(spelled in raw for raw in self._circulation.damaged):
+            return "A message that cannot be decoded names it. It was not sent."
         if state in FINAL_STATES or state == UNREADABLE:
             return f"It has a result by now: {state}. It was not sent again."
         row = cast("RowChange", action.row)
         if row.table not in self._places:
             self._places[row.table] = rows.place(self._primitive.broker.target, self._database, row.table)
         return rows.as_planned(self._database, self._places[row.table], row, of=action.subject)
+
+    @property
+    def _opaque(self) -> int:
+        """How many messages might be those of any task: all that cannot be decoded, where most cannot."""
+        look = self._circulation
+        return look.unreadable - (len(look.damaged) if len(look) > look.unreadable else 0)
 
     @cached_property
     def _database(self) -> Database:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from opslib import progress
 from opslib.broker import connect
 from opslib.collectors import care, horizon, reconciling, task_rows
+from opslib.collectors.find import find
 from opslib.collectors.horizon import Horizon
 from opslib.errors import BadParameter, DatabaseUnreachable, SettingsError
 from opslib.facts import Coverage
@@ -32,6 +33,7 @@ from opslib.facts.rows import (
     WAITING,
 )
 from opslib.findings import Severity
+from opslib.render import whereabouts
 from opslib.symptoms import health_check, overview, reconcile_tasks
 from opslib.task_tables import TaskTable, Verifier, resolved
 from tests.support import tables
@@ -478,3 +480,45 @@ class TestTheDailyLook:
         assert (part(seen).figure, part(seen).says) == ("10 open", "of 30 rows; 10 neither open nor over")
         assert part(blind).state == "not seen"
         assert not any(row.place == "task tables" for row in care.checkup(broker, settle="0.01s").coverage)
+
+
+class TestASearch:
+    """`ops find` tells what the application's row says, beside every other place."""
+
+    @pytest.fixture
+    def found(self, shop, redis, broker):
+        """A task that waits, one that is nowhere, and the broker with their table."""
+        ids = [seed_waiting(redis).task_id, tables.task_id(1)]
+        message = {"attempts": 2, "status_message": "sent"}
+        tables.add(shop.url, [{"task_id": each, "last_run": tables.at(DAY_S), **message} for each in ids])
+        table = resolved("tasks", TaskTable(preset="task-manager"), "tasks")
+        target = msgspec.structs.replace(broker.target, database_url=shop.url, task_tables={"tasks": table})
+        return ids, target
+
+    def test_the_row_is_told_beside_the_places(self, found):
+        """Status, age and attempts; a row alone is no place in which a task could be."""
+        (waiting, nowhere), target = found
+        seen = find(connect(target), [waiting, nowhere], in_tables=True)
+        told = whereabouts.lifecycle(find(connect(target), [nowhere], in_tables=True), nowhere).text(200)
+
+        assert {row.task_id: (row.status, row.task) for row in seen.rows} == dict.fromkeys(
+            (waiting, nowhere), ("PENDING", "orders.tasks.ship")
+        )
+        assert seen.places == {nowhere: [], waiting: ["waiting"]}
+        assert "tasks says PENDING, last run 1 d ago, 2 attempts: sent" in " ".join(told.split())
+
+    def test_who_asks_for_no_table_asks_none(self, found):
+        """A stop, for instance, must not wait for a database."""
+        (waiting, _), target = found
+        seen = find(connect(msgspec.structs.replace(target, database_url="sqlite:////nowhere/x.db")), [waiting])
+
+        assert not any(row.place == task_rows.PLACE for row in seen.coverage)
+
+    def test_a_database_that_does_not_answer_is_a_place_that_was_not_seen(self, found):
+        """And the rest is told all the same."""
+        (waiting, _), target = found
+        gone = connect(msgspec.structs.replace(target, database_url="sqlite:////nowhere/x.db"))
+        seen = find(gone, [waiting], in_tables=True)
+
+        assert next(row for row in seen.coverage if row.place == task_rows.PLACE).silent == 1
+        assert seen.places[waiting] == ["waiting"]

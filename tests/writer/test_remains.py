@@ -171,7 +171,8 @@ class TestGroups:
         elif place == "unacked":
             seed_unacked(redis, group=group_id)
         else:
-            seed_waiting(redis, args=[{"task": "tests.ok", "options": {"group_id": group_id}}])
+            later = {"task": "tests.ok", "options": {"group_id": group_id}}
+            seed_waiting(redis, args=[later], argsrepr="()")  # only its body says so
 
         assert not planned(site)
         assert "group-keys" not in found(site)

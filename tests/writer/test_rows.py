@@ -815,14 +815,24 @@ class TestResent:
         assert not redis.llen(self.QUEUE)
 
     def test_so_does_a_message_that_nobody_can_decode(self, site, redis, url):
-        """It may be the task's own."""
-        fill(redis, url, 1, ended=())
-        redis.lpush("celery", b"\x00 no message")
+        """Where they are the rule, any may be the task's own; otherwise the one that names it."""
+        fill(redis, url, 2, ended=())
+        seed_waiting(redis, "tests.ok", queue="other")
+        redis.lpush("other", b"\x00 no message, but " + task_id(2).encode())
 
         (outcome,) = run(site, self._resend(url, 1))
 
         assert outcome.reason == "It may be among the messages that cannot be decoded (1). It was not sent."
-        assert not redis.llen(self.QUEUE)
+        seed_waiting(redis, "tests.ok", queue="other")
+
+        one, two = run(site, self._resend(url, 1), self._resend(url, 2))
+
+        reasons = {o.action.id: o.reason for o in (one, two)}
+        assert reasons == {
+            1: f"It was put into {self.QUEUE}.",
+            2: "A message that cannot be decoded names it. It was not sent.",
+        }
+        assert waiting_ids(redis, self.QUEUE) == [task_id(1)]
 
 
 def _journal(site, run_id=""):
