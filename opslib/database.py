@@ -31,6 +31,8 @@ _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "sqlite": "sql"}
 _DENIED = ("42501", "28", "1044", "1045", "1142", "1143", "1227")
 _LATE = ("57014", "3024", "1969")
 _LOCKED = ("55P03", "40P01", "40001", "1205", "1213")
+#: Complaints about a value, which quote it.
+_VALUE = ("22", "1264", "1265", "1292", "1366", "1411")
 _READ_ONLY = ("25006", "1792", "1290")
 
 
@@ -185,6 +187,8 @@ def _of(error: Exception, shown: str) -> OpsError:
     original = getattr(error, "orig", None) or error
     code = _code(original)
     said = redact.plain(str(original).strip().partition("\n")[0])[:300].rstrip(".") or type(original).__name__
+    if code.startswith(_VALUE):  # an argument of a task may be among them
+        said = said.partition(":")[0]
     if code.startswith(_DENIED) or "authentication failed" in said:
         return DatabaseRefused(f"{shown} does not permit what is needed: {said}.")
     if code.startswith(_LATE):

@@ -62,6 +62,11 @@ def _break_off(connection):
     raise ZeroDivisionError
 
 
+def _ask(known, statement, secret):
+    with known.reading() as connection:
+        connection.execute(sa.text(statement), {"secret": secret})
+
+
 class TestBlocks:
     """What a block may do."""
 
@@ -238,6 +243,9 @@ class TestSecrets:
         with pytest.raises(DatabaseUnreachable) as caught, known.reading() as connection:
             connection.execute(sa.text("SELECT 1 / (:secret)::int"), {"secret": "0"})
         assert "SELECT" not in str(caught.value)
+        with pytest.raises(DatabaseUnreachable, match="invalid input syntax for type integer") as caught:
+            _ask(known, "SELECT (:secret)::text::int", SECRET)
+        assert SECRET not in str(caught.value)
         with pytest.raises(DatabaseUnreachable) as caught, known.reading() as connection:
             connection.execute(sa.text("SELECT nothing FROM task_manager_taskmanager WHERE 'x' = :s"), {"s": SECRET})
         assert SECRET not in str(caught.value)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,6 +25,8 @@ _EXPIRES_S = 86400.0
 _REGISTERED = re.compile(r"(?P<name>\S+)(?: \[(?P<fields>.*)\])?", re.DOTALL)
 #: How Python writes a length of time: "1 day, 2:03:04".
 _LENGTH = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)(?:\.\d+)?")
+#: Runs that remove results by their age, and entries of their audit that are read at a time.
+_SWEEPERS, _PAGE = (b"weekly-cleanup", b"clean-results"), 1_000
 _QUESTIONS = (
     pidbox.Call(method="conf", arguments={"with_defaults": False}),
     pidbox.Call(method="registered", arguments={"taskinfoitems": ["ignore_result"]}),
@@ -73,16 +75,17 @@ class Horizon:
 
         Args:
             last_run_at: Epoch seconds after which its result must have been stored, if it was.
+                A row of a result backend need not have one.
 
             in_table: Whether the row's table is the result backend itself.
         """
-        if last_run_at is None:
-            return "It does not say when it was last run."
         if not self.answered:
             return "No node answered, so nobody said whether and for how long results are kept."
         if in_table:
             elsewhere = [each for each in self.backends if not _is_table(each)]
             return f"Nodes store their results in {elsewhere[0]}, not in this table." if elsewhere else ""
+        if last_run_at is None:
+            return "It does not say when it was last run."
         return self._elsewhere() or self._unstored(task) or self._gone(task, last_run_at)
 
     def _elsewhere(self) -> str:
@@ -209,4 +212,24 @@ def _server(broker: Broker, now: float) -> tuple[float, str]:
     if not int(info.get("aof_enabled", 0)):
         ago = spell(now - started_at)
         return started_at, f"The server was started {ago} ago and keeps no log of changes: a result may be lost since."
-    return -inf, ""
+    return _swept(broker, now)
+
+
+def _swept(broker: Broker, now: float) -> tuple[float, str]:
+    """Return when a run removed results by their age for the last time, as the broker's own audit tells it."""
+    from redis.exceptions import ResponseError
+
+    upper = "+"
+    while True:
+        try:
+            found = broker.reads.xrevrange(broker.keys.audit, upper, "-", count=_PAGE)
+        except ResponseError as error:
+            return inf, f"Whether a run has removed results is not known: {str(error).rstrip('.')}."
+        page = cast("list[tuple[bytes, Mapping[bytes, bytes]]]", found)
+        for moment, fields in page:
+            if any(b'"%s"' % each in fields.get(b"line", b"") for each in _SWEEPERS):
+                at = int(moment.partition(b"-")[0]) / 1000
+                return at, f"A run removed old results {spell(max(0.0, now - at))} ago, and its own may have been one."
+        if len(page) < _PAGE:
+            return -inf, ""
+        upper = f"({page[-1][0].decode()}"

@@ -347,6 +347,19 @@ class TestHorizon:
         assert NOW - 7 * DAY_S < since_at <= NOW
         assert "keeps no log of changes" in said
 
+    def test_a_run_that_removed_results_leaves_what_was_before_it_open(self, broker, redis):
+        """By the broker's own audit, however many other runs have changed something since."""
+        others = [{"run": f"r{n}", "runbook": "stuck-tasks", "target": "t"} for n in range(horizon._PAGE + 1)]
+        assert horizon._swept(broker, NOW) == (-inf, "")
+        redis.xadd(KEYS.audit, {"line": json.dumps({"runbook": "weekly-cleanup"})}, id=f"{int(NOW - DAY_S)}000-0")
+        for n, line in enumerate(others):
+            redis.xadd(KEYS.audit, {"line": json.dumps(line)}, id=f"{int(NOW)}000-{n}")
+
+        at, said = horizon._swept(broker, NOW)
+
+        assert at == NOW - DAY_S
+        assert said == "A run removed old results 1 d ago, and its own may have been one."
+
 
 class TestVerifiers:
     """What an effect says of a task that no result tells of."""
