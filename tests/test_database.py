@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import os
 import traceback
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -173,16 +171,6 @@ class TestRefusals:
         finally:
             with postgres.connect() as connection:
                 connection.execute("GRANT pg_read_all_data TO reader")
-
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
-    def test_a_file_that_may_only_be_read(self, sqlite_url):
-        """It is read, and not changed."""
-        known = full(sqlite_url)
-        Path(sqlite_url.removeprefix("sqlite:///")).chmod(0o400)
-        with known.reading() as connection:
-            assert connection.scalar(sa.select(sa.func.count(C.id))) == 3
-        with pytest.raises(DatabaseRefused, match="takes no changes"), known.changing() as connection:
-            connection.execute(sa.update(task_manager).values(attempts=9))
 
 
 class TestTime:

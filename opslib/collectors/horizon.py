@@ -229,7 +229,8 @@ def _swept(broker: Broker, now: float) -> tuple[float, str]:
         for moment, fields in page:
             if any(b'"%s"' % each in fields.get(b"line", b"") for each in _SWEEPERS):
                 at = int(moment.partition(b"-")[0]) / 1000
-                return at, f"A run removed old results {spell(max(0.0, now - at))} ago, and its own may have been one."
+                ago = spell(max(0.0, now - at))
+                return at, f"A run removed old results {ago} ago, and that of this task may have been among them."
         if len(page) < _PAGE:
             return -inf, ""
         upper = f"({page[-1][0].decode()}"

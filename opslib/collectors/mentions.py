@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MOST_MESSAGES = 20_000_000
 _MOST_KEYS = 100_000_000
 #: What Celery makes ids of; others are looked for one by one.
-_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 #: What could be a body, in a message of another shape than Celery's.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{48,}={0,2}")
@@ -83,7 +83,7 @@ def read(broker: Broker, ids: Collection[str], *, timeout_s: float) -> Mentions:
     named: set[str] = set()
     opaque = 0
     wanted = {each.encode("utf-8", "surrogateescape"): each for each in ids}
-    odd = [each for each in wanted if not _UUID.fullmatch(each)]
+    odd = [each for each in wanted if not UUID.fullmatch(each)]
     unacknowledged: set[str] = set()
     names = _queues(broker, timeout_s)
     for raw, delivered in _messages(broker, names) if wanted else ():
@@ -93,7 +93,7 @@ def read(broker: Broker, ids: Collection[str], *, timeout_s: float) -> Mentions:
         if text is None:
             opaque += 1
             continue
-        named |= {wanted[each] for each in set(_UUID.findall(text)) if each in wanted}
+        named |= {wanted[each] for each in set(UUID.findall(text)) if each in wanted}
         named |= {wanted[each] for each in odd if each in text}
     held = circulation.read(broker, timeout_s=timeout_s)
     doubtful = _doubtful(broker, unacknowledged, timeout_s=timeout_s) if wanted and not held.unseen else 0
@@ -102,6 +102,21 @@ def read(broker: Broker, ids: Collection[str], *, timeout_s: float) -> Mentions:
         unseen = (*unseen, f"messages: {opaque:,} cannot be read (compressed, encrypted), so nobody knows their group.")
     lists = frozenset(key for name in names for key in broker.keys.queue_lists(name))
     return Mentions(held=held, named=frozenset(named), doubtful=doubtful, unseen=unseen, lists=lists)
+
+
+def carried(broker: Broker, note: Callable[[str], None], *, timeout_s: float) -> int:
+    """
+    Tell `note` of every id that a message carries, its own among them; return how many messages cannot be read.
+
+    A task that is to be sent once another one has run is in no message of its own until then.
+    """
+    opaque = 0
+    for raw, _ in _messages(broker, _queues(broker, timeout_s)):
+        text = _text(raw)
+        opaque += text is None
+        for each in set(UUID.findall(text or b"")):
+            note(each.decode())
+    return opaque
 
 
 def _queues(broker: Broker, timeout_s: float) -> set[str]:

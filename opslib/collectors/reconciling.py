@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from opslib import collectors, database, refusals, tables
@@ -15,90 +12,32 @@ from opslib.collectors import (
     dead_letters,
     horizon,
     keyspace,
+    mentions,
     quarantine,
-    results,
     task_rows,
     verifiers,
 )
 from opslib.collectors.marks import Marks
+from opslib.collectors.row_counts import MOST_KEPT, Count, Places, Stored
 from opslib.durations import seconds
 from opslib.errors import BadParameter, DatabaseRefused, DatabaseUnreachable, SettingsError, near
-from opslib.facts import FINAL_STATES, Coverage, Reconciled, RowCount, SeenTable, Snapshot, StatusCount, TaskRow
+from opslib.facts import Coverage, Reconciled, SeenTable, Snapshot, StatusCount, TaskRow
 from opslib.facts.rows import (
-    BEGUN,
     BEYOND,
-    CLASSES,
-    DEAD,
-    ENDED,
-    HELD,
-    NAMELESS,
-    NOWHERE,
-    ORDER,
-    OTHERS,
-    QUARANTINED,
-    UNACKED,
-    UNSEEN,
-    WAITING,
-    age_of,
 )
 from opslib.progress import Progress
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
     from opslib.collectors.circulation import Circulation
-    from opslib.collectors.horizon import Horizon
-    from opslib.collectors.task_rows import Row
     from opslib.database import Database
     from opslib.tables import Mapped
 
 MAX_ROWS = 2_000_000
 _MAX_KEYS = 100_000_000
-#: Names of tasks that are told apart; whoever names each task anew must not fill this machine's memory.
-_MOST_TASKS = 1_000
-#: Rows that are kept as such: those with a node, and those that are nowhere.
-_MOST_KEPT = 10_000
 #: Rows of one task and sighting of which all is told.
 _MOST_SAMPLES = 200
-#: What Celery makes ids of; others are looked for one by one.
-_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NO_TABLE = "No table of the database is known by its name, and none is configured."
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Places:
-    """
-    What is known of every task that is somewhere, besides its result.
-
-    Attributes:
-        unseen: Why nobody can say of a task that is not among them that it is nowhere; empty if that was seen.
-
-        damaged: Messages that no node could run, one after the other; what they say besides is all there is to know.
-    """
-
-    circulating: Sequence[Circulation]
-    nodes: Mapping[str, str]
-    unacked: frozenset[str]
-    dead: Marks
-    aside: Marks
-    unseen: str
-    horizon: Horizon
-    damaged: bytes = b""
-    damaged_ids: frozenset[bytes] = frozenset()
-
-    def of(self, task_id: str) -> str:
-        """Return where a task is that can still be run; empty for nowhere."""
-        if task_id in self.nodes:
-            return HELD
-        if task_id in self.unacked:
-            return UNACKED
-        return WAITING if any(task_id in each for each in self.circulating) else ""
-
-    def why_unseen(self, task_id: str) -> str:
-        """Return why nobody can say of a task that is not among them that it is nowhere; empty if that was seen."""
-        spelled = task_id.encode("utf-8", "surrogateescape")
-        if spelled in (self.damaged_ids if _UUID.fullmatch(spelled) else self.damaged):
-            return "A message that cannot be decoded names it."
-        return self.unseen
 
 
 def reconcile(
@@ -160,8 +99,8 @@ def reconcile(
         now = seen.taken_at.timestamp()
         with progress.phase("Looking for every task that can still be run"):
             places, rows_of_coverage = _everywhere(broker, seen, timeout_s=timeout_s, results_kept=results_kept)
-        most_gone = _MOST_KEPT if with_arguments else 0
-        count = _Count(now=now, open_for_s=hours * 3600.0, limit=limit, most_gone=most_gone, places=places)
+        most_gone = MOST_KEPT if with_arguments else 0
+        count = Count(now=now, open_for_s=hours * 3600.0, limit=limit, most_gone=most_gone, places=places)
         known, statuses = [], list[StatusCount]()
         for each in mapped:
             rows_of_coverage += _statuses(base, each, statuses)
@@ -213,7 +152,7 @@ def _seen(table: Mapped, read: int) -> SeenTable:
 
 def _everywhere(
     broker: Broker, seen: Snapshot, *, timeout_s: float, results_kept: str
-) -> tuple[_Places, list[Coverage]]:
+) -> tuple[Places, list[Coverage]]:
     """Look twice: a task that is retried goes back while one looks on, and might be missed once."""
     now = seen.taken_at.timestamp()
     found, _ = keyspace.read(broker, max_keys=_MAX_KEYS, keep_results=False)
@@ -230,16 +169,22 @@ def _everywhere(
     if odd := max(map(_opaque, looks)):
         unseen.append(f"{odd:,} message{'s' * (odd != 1)} cannot be decoded, so nobody knows of which task.")
     damaged = b"\n".join(raw for look in looks for raw in look.damaged)
-    places = _Places(
+    carried = Marks()
+    if opaque := mentions.carried(broker, carried.note, timeout_s=timeout_s):
+        unseen.append(
+            f"{opaque:,} messages cannot be read (compressed), so nobody knows which tasks come after theirs."
+        )
+    places = Places(
         circulating=looks,
         nodes={task.task_id: task.node for task in seen.held},
         unacked=frozenset(message.task_id for message in seen.unacked),
         dead=dead.sealed(),
         aside=aside.sealed(),
+        carried=carried.sealed(),
         unseen=unseen[0] if unseen else "",
         horizon=known,
         damaged=damaged,
-        damaged_ids=frozenset(_UUID.findall(damaged)),
+        damaged_ids=frozenset(mentions.UUID.findall(damaged)),
     )
     partial = [row for look in looks for row in look.coverage if row.silent]
     here = {row.place for row in seen.coverage}
@@ -273,7 +218,7 @@ def _table(
     base: Database,
     table: Mapped,
     backends: Sequence[Mapped],
-    count: _Count,
+    count: Count,
     progress: Progress,
     *,
     total: int,
@@ -281,7 +226,7 @@ def _table(
 ) -> tuple[int, Coverage]:
     """Read a table's open rows and look up each; an error on the way leaves what was read, and says how far it came."""
     place, read = f"rows of {table.name}", 0
-    stored = _Stored(broker, base, backends)
+    stored = Stored(broker, base, backends)
     with progress.phase(f"Looking for the tasks of {table.says.table}", min(total, max_rows)) as step:
         try:
             for page in task_rows.pages(base, table, most=max_rows):
@@ -296,158 +241,6 @@ def _table(
     said = [f"{left:,} open rows were not read; max_rows allows no more."] if left else []
     said += [stored.unread] if stored.unread else []
     return read, Coverage(place=place, seen=read, silent=left + bool(stored.unread), note=" ".join(said))
-
-
-class _Stored:
-    """
-    The states of tasks' results, wherever results are kept.
-
-    Attributes:
-        unread: Why they are not all known; empty as long as they are.
-    """
-
-    def __init__(self, broker: Broker, base: Database, backends: Sequence[Mapped]) -> None:
-        self._redis = results.States(broker)
-        self._base, self._backends = base, backends
-        self._in_tables = bool(backends)
-        self.unread = ""
-
-    def of(self, ids: Sequence[str]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for each in self._backends:
-            found |= task_rows.states(self._base, each, ids)
-        found |= self._redis.of(ids)
-        if self._redis.unread and not self._in_tables:
-            self.unread = f"{self._redis.unread}."
-        return found
-
-
-@dataclass(kw_only=True)
-class _Count:
-    """What was met so far, in memory that does not grow with the number of rows."""
-
-    now: float
-    open_for_s: float
-    limit: int
-    most_gone: int
-    places: _Places
-    met: list[TaskRow] = field(default_factory=list)
-    _cells: dict[tuple[str, str, str, str, str, str, str], list[float]] = field(default_factory=dict)
-    _tasks: set[str] = field(default_factory=set)
-    _oldest: defaultdict[tuple[str, str, str], list[tuple[float, int, TaskRow]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    _gone: list[tuple[float, int, TaskRow]] = field(default_factory=list)
-    _by_class: defaultdict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    _number: int = 0
-
-    def note(self, table: Mapped, page: Sequence[Row], stored: _Stored) -> None:
-        old = [row for row in page if row.at is None or self.now - row.at >= self.open_for_s]
-        in_table = table.says.results
-        states = {} if in_table else stored.of([row.task_id for row in old if row.task_id])
-        for row in old:
-            self._add(table, row, *self._sighted(row, states, in_table=in_table, unread=stored.unread))
-
-    def _sighted(self, row: Row, states: Mapping[str, str], *, in_table: bool, unread: str) -> tuple[str, str, str]:
-        """Return where the task of a row was met, the state of its result, and what stands against a verdict."""
-        task_id, places = row.task_id, self.places
-        if not task_id:
-            return NAMELESS, "", "It has no task id to look for."
-        state = states.get(task_id, "")
-        if place := places.of(task_id):
-            return place, state, ""
-        if state in FINAL_STATES:
-            return ENDED, state, ""
-        if task_id in places.dead:
-            return DEAD, state, ""
-        if task_id in places.aside:
-            return QUARANTINED, state, ""
-        if why := places.why_unseen(task_id) or unread:
-            return UNSEEN, state, why
-        if state and state != results.UNREADABLE:
-            return BEGUN, state, ""
-        if state:
-            return BEYOND, state, "Its result cannot be read."
-        why = places.horizon.why_not(row.task, row.at, in_table=in_table)
-        return (BEYOND if why else NOWHERE), "", why
-
-    def _add(self, table: Mapped, row: Row, sighting: str, state: str, why: str) -> None:
-        age_s = None if row.at is None else max(0.0, self.now - row.at)
-        age = age_of(age_s)
-        task = row.task
-        if task not in self._tasks:
-            if len(self._tasks) >= _MOST_TASKS:
-                task = OTHERS
-            self._tasks.add(task)
-        cell = self._cells.setdefault((table.name, task, row.status, sighting, state, why, age), [0, -1.0])
-        cell[0] += 1
-        cell[1] = max(cell[1], -1.0 if age_s is None else age_s)
-        self._by_class[table.name, CLASSES[sighting]] += 1
-        self._keep(table, row, task, sighting, state, why)
-
-    def _keep(self, table: Mapped, row: Row, task: str, sighting: str, state: str, why: str) -> None:
-        """Keep a row as such where it is among the oldest of its kind, or with a node, or gone."""
-        self._number += 1
-        order = (-(row.at or 0.0), -self._number)
-        heap = self._oldest[table.name, task, sighting]
-        is_sample = len(heap) < self.limit or order > heap[0][:2]
-        is_met = sighting in {HELD, UNACKED} and len(self.met) < _MOST_KEPT
-        is_gone = sighting in {NOWHERE, BEGUN} and (
-            len(self._gone) < self.most_gone or bool(self._gone and order > self._gone[0][:2])
-        )
-        if not (is_sample or is_met or is_gone):
-            return
-        kept = TaskRow(
-            table=table.name,
-            row_id=str(row.key),
-            task_id=row.task_id,
-            task=row.task,
-            status=row.status,
-            last_run_at=row.at,
-            sighting=sighting,
-            state=state,
-            node=self.places.nodes.get(row.task_id, ""),
-            why=why,
-            last_run=task_rows.as_text(row.last_run),
-        )
-        if is_sample:
-            _push(heap, (*order, kept), self.limit)
-        if is_met:
-            self.met.append(kept)
-        if is_gone:
-            _push(self._gone, (*order, kept), self.most_gone)
-
-    def rows(self) -> Iterator[RowCount]:
-        for of, (count, longest_s) in sorted(self._cells.items(), key=lambda each: (-each[1][0], each[0])):
-            table, task, status, sighting, state, why, age = of
-            yield RowCount(
-                table=table,
-                task=task,
-                status=status,
-                sighting=sighting,
-                state=state,
-                why=why,
-                age=age,
-                count=int(count),
-                longest_s=longest_s if longest_s >= 0 else None,
-            )
-
-    def samples(self) -> list[TaskRow]:
-        return [row for heap in self._oldest.values() for *_, row in sorted(heap, reverse=True)]
-
-    def gone(self) -> list[TaskRow]:
-        return [row for *_, row in sorted(self._gone, reverse=True)]
-
-    def words(self, table: str) -> str:
-        return ", ".join(f"{n:,} {kind}" for kind in ORDER if (n := self._by_class.get((table, kind), 0)))
-
-
-def _push(heap: list[tuple[float, int, TaskRow]], entry: tuple[float, int, TaskRow], most: int) -> None:
-    """Keep the largest; no two numbers are the same, so rows are never compared."""
-    if len(heap) < most:
-        heapq.heappush(heap, entry)
-    else:
-        heapq.heappushpop(heap, entry)
 
 
 def _whole(

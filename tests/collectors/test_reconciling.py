@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import tracemalloc
 from collections import Counter
@@ -140,6 +141,18 @@ class TestLooking:
 
         assert sightings(seen) == {UNSEEN: 2, NOWHERE: 2}
         assert {row.why for row in seen.counts if row.why} == {"A message that cannot be decoded names it."}
+
+    def test_a_task_of_a_chain_is_not_lost_before_its_turn(self, shop, redis):
+        """It is in no message of its own yet, but in that of the one before it."""
+        message = envelope("tests.first")
+        after = {"chain": [{"task": "tests.second", "args": [], "options": {"task_id": tables.task_id(1)}}]}
+        message["body"] = base64.b64encode(json.dumps([[], {}, after]).encode()).decode()
+        redis.lpush("celery", json.dumps(message))
+
+        seen = shop({"task_id": tables.task_id(1)}, {"task_id": tables.task_id(2)})
+
+        assert sightings(seen) == {UNSEEN: 1, NOWHERE: 1}
+        assert "may be sent once that has run" in next(row.why for row in seen.counts if row.sighting == UNSEEN)
 
     def test_ids_that_are_none_are_looked_for_as_they_are(self, shop, redis):
         """A path, markup, a very long one; and none at all."""
@@ -358,7 +371,7 @@ class TestHorizon:
         at, said = horizon._swept(broker, NOW)
 
         assert at == NOW - DAY_S
-        assert said == "A run removed old results 1 d ago, and its own may have been one."
+        assert said == "A run removed old results 1 d ago, and that of this task may have been among them."
 
 
 class TestVerifiers:
