@@ -140,19 +140,11 @@ def samples(rows: Sequence[Sample], at: float | None = None) -> Table:
     """
     return Table(
         title="Sample rows",
-        columns=(
-            Column("Row", "code"),
-            Column("Task and id", "code"),
-            Column("Status"),
-            Column("Last run"),
-            Column("Class and evidence"),
-        ),
+        columns=(Column("Task and id", "code"), Column("The row says"), Column("Class and evidence")),
         rows=[
             (
-                shown(each.row.row_id, 40),
                 Cell(each.row.task or "(no name)", each.row.task_id or "no task id"),
-                Cell(each.row.status, _attempts(each)),
-                Cell(_when(each, at), f"arguments of {size(each.row.arguments_bytes)}, hidden"),
+                Cell(" ".join(filter(None, (each.row.status, _attempts(each)))), _row(each, at)),
                 Cell(each.kind, " ".join(filter(None, (each.evidence, _said(each))))),
             )
             for each in sorted(rows, key=_rank)
@@ -169,7 +161,12 @@ def _rank(each: Sample) -> tuple[str, int, float]:
 
 
 def _attempts(each: Sample) -> str:
-    return "" if each.row.attempts is None else plural(each.row.attempts, "attempt")
+    return "" if each.row.attempts is None else f"after {plural(each.row.attempts, 'attempt')}"
+
+
+def _row(each: Sample, at: float | None) -> str:
+    size_of = f"; arguments of {size(each.row.arguments_bytes)}, hidden" if each.row.arguments_bytes else ""
+    return f"row {shown(each.row.row_id, 40)}, last run {_when(each, at)}{size_of}"
 
 
 def _said(each: Sample) -> str:
@@ -286,5 +283,6 @@ def _told(first: dict[str, Counter[str]], second: dict[str, Counter[str]] | None
         if counts or (second and second[age]):
             split = ", ".join(f"{name} {counts[name]:,}" for name in _COLOURS if counts[name])
             left = f", {second[age].total():,} after" if second else ""
-            told.append(f"{age} {counts.total():,}{f' ({split})' if split else ''}{left}")
+            of = age if age != UNKNOWN_AGE else "age unknown"
+            told.append(f"{of} {counts.total():,}{f' ({split})' if split else ''}{left}")
     return f"Open rows by age and class: {'; '.join(told) or 'there are none'}."

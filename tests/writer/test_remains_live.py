@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import gc
+import json
+import subprocess
+import sys
 from pathlib import Path
 
-from celery import Celery, chain, chord, group
 from redis import Redis
 
 from opslib.broker import connect
@@ -37,6 +38,22 @@ def cleaned(trial: Deployment) -> list[Outcome]:
     return list(apply(plan, broker, dry_run=False))
 
 
+#: A producer of its own: what Celery returns for a chord asks for its result when it is collected, whenever that is.
+_PRODUCER = """
+import json, sys
+from celery import Celery, chain, chord, group
+app = Celery("producer", broker=sys.argv[1], backend=sys.argv[1])
+task = lambda name: app.signature("tests." + name, immutable=True)
+failed = chord([task("ok"), task("sleep")])(task("ok"))  # it lacks its argument
+running = chord([task("ok"), task("hang")])(task("ok"))
+chained = chord([chain(task("gate"), task("ok")), task("ok")])(task("ok"))
+saved = group([task("ok"), task("ok")]).apply_async()
+saved.save()
+ids = {"failed": failed.parent.id, "running": running.parent.id, "chained": chained.parent.id, "saved": saved.id}
+print(json.dumps([ids, failed.id, [each.id for each in saved]]))
+"""
+
+
 def started(url: str) -> tuple[dict[str, str], str, list[str]]:
     """
     Send a chord that fails, one that hangs, one with a chain in it, and a group that is saved.
@@ -44,18 +61,9 @@ def started(url: str) -> tuple[dict[str, str], str, list[str]]:
     Returns:
         The ids of the four, that of the first one's body, and those of the last one's members.
     """
-    app = Celery("producer", broker=url, backend=url)
-
-    def task(name: str):  # type: ignore[no-untyped-def]
-        return app.signature(f"tests.{name}", immutable=True)
-
-    failed = chord([task("ok"), task("sleep")])(task("ok"))  # it lacks its argument
-    running = chord([task("ok"), task("hang")])(task("ok"))
-    chained = chord([chain(task("gate"), task("ok")), task("ok")])(task("ok"))
-    saved = group([task("ok"), task("ok")]).apply_async()
-    saved.save()
-    ids = {"failed": failed.parent.id, "running": running.parent.id, "chained": chained.parent.id, "saved": saved.id}
-    return ids, failed.id, [each.id for each in saved]
+    done = subprocess.run([sys.executable, "-c", _PRODUCER, url], capture_output=True, check=True, timeout=60)
+    ids, body, members = json.loads(done.stdout)
+    return ids, body, members
 
 
 def test_only_what_is_proven_to_be_over_goes(trial: Deployment, archive: Path) -> None:
@@ -63,7 +71,6 @@ def test_only_what_is_proven_to_be_over_goes(trial: Deployment, archive: Path) -
     assert archive.is_dir()
     worker = trial.worker(name="w@groups", concurrency=3)
     of, body, members = started(trial.server.url)
-    gc.collect()  # a result unsubscribes when it is collected, and by then the server may be gone
     until(lambda: trial.state(body) == "FAILURE", DEADLINE_S, "the first chord has failed")
     trial.until_done(*members)
     until(lambda: trial.redis.zcard(f"{KEYS.group(of['running'])}.j") == 1, DEADLINE_S, "one of two has ended")
