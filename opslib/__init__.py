@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from opslib.collectors.find import find
     from opslib.collectors.reconciling import reconcile
     from opslib.collectors.remains import remains
+    from opslib.collectors.state_rows import app_state
     from opslib.collectors.stored import stored
     from opslib.records import record
     from opslib.render.charts import ages
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ages",
     "answers",
+    "app_state",
     "apply",
     "checkup",
     "collect",
@@ -66,6 +68,7 @@ __all__ = [
 _HOMES = {
     "ages": "opslib.render.charts",
     "answers": "opslib.render.whereabouts",
+    "app_state": "opslib.collectors.state_rows",
     "apply": "opslib.writer",
     "checkup": "opslib.collectors.care",
     "collect": "opslib.collectors",

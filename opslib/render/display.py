@@ -35,6 +35,7 @@ from opslib.facts import (
     Schedules,
     ServerInfo,
     Snapshot,
+    StateNow,
     Stored,
     StoredResult,
     TaskRetries,
@@ -176,6 +177,7 @@ _VIEWS: dict[type, Callable[[Any], list[object]]] = {
 _ROW_VIEWS: dict[type, Callable[[Any], object]] = {
     Area: areas.tiles,
     Sample: rows.samples,
+    StateNow: rows.states,
     Finding: judged.findings,
     Outcome: judged.outcomes,
     QueueInfo: tables.queues,

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from opslib import plan as plans
 from opslib.durations import seconds, spell
 from opslib.errors import BadParameter, near
-from opslib.facts import HeldTask, ListInfo, NodeInfo, QueueInfo, ResetChoice, Snapshot, UnackedMessage
+from opslib.facts import HeldTask, ListInfo, NodeInfo, QueueInfo, ResetChoice, Snapshot, StateNow, UnackedMessage
 from opslib.findings import Finding, Severity, worst_first
 from opslib.keys import Keyspace
 from opslib.plan import CONDITIONS, Action, Copy, Gate, Kind, Outcome, Plan, Status
 from opslib.selection import Selection
-from opslib.symptoms import asked, serving, stuck_tasks
+from opslib.symptoms import asked, serving, state_reset, stuck_tasks
 from opslib.symptoms.stuck_tasks import Thresholds
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class _Scope:
         task: Glob of the tasks' names.
 
         keys: Patterns of the application's keys that go with the tasks, by their names.
+
+        state: Rows that say what the application is at.
     """
 
     snapshot: Snapshot
@@ -68,6 +70,7 @@ class _Scope:
     task: str
     wait_s: float
     keys: Mapping[str, str] = field(default_factory=dict)
+    state: tuple[StateNow, ...] = ()
 
     @property
     def queues(self) -> list[QueueInfo]:
@@ -284,9 +287,10 @@ def choices(
     canary: bool = True,
     mode: str = "",
     keys: Mapping[str, str] | None = None,
+    state: Sequence[StateNow] = (),
 ) -> tuple[ResetChoice, ...]:
     """Return what each mode would do, in numbers, whichever is asked for; raise as `plan` does."""
-    del mode, keys
+    del mode, keys, state
     scope = _scope(snapshot, queue, task, wait)
     return tuple(_choice(scope, findings, each, shutdown, canary=canary) for each in MODES)
 
@@ -340,6 +344,7 @@ def plan(
     wait: str = "60s",
     canary: bool = True,
     keys: Mapping[str, str] | None = None,
+    state: Sequence[StateNow] = (),
     max_actions: int = 500,
 ) -> Plan:
     """
@@ -360,12 +365,14 @@ def plan(
 
         keys: Patterns of the application's keys that go with the tasks, by their names (`app_keys`); None for none.
 
+        state: Rows that say what the application is at; a complete reset of everything sets them to idle.
+
     Raises:
         BadParameter: If something is unknown, or cannot be meant.
 
         PlanTooLarge: If more than `max_actions` are needed.
     """
-    scope = replace(_scope(snapshot, queue, task, wait), keys=keys or {})
+    scope = replace(_scope(snapshot, queue, task, wait), keys=keys or {}, state=tuple(state))
     if mode and mode not in MODES:
         raise BadParameter(f"mode: {mode!r} is none.", hint=near(mode, MODES))
     if shutdown not in {"", "warm"}:
@@ -425,6 +432,8 @@ def _complete(scope: _Scope, shutdown: str) -> Iterator[Action]:
     yield from _unreadable(scope)
     yield scope.gate("cleared", _CLEAR)
     yield from _states(scope, sum(q.depth for q in scope.queues) + len(scope.unacked), "nodes consume again")
+    if scope.every and scope.only is None:
+        yield from state_reset.actions(scope.state, step=_STATE)
     if shutdown and consumed:
         gate = scope.gate("served", _START, queues=[queue.name for queue in consumed])
         yield replace(gate, effect=f"{_how_to_start(nodes)} {gate.effect}")

@@ -6,17 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
 import pytest
+import sqlalchemy as sa
 from redis import Redis
 
 from opslib import records
 from opslib.broker import Broker, connect
 from opslib.collectors import collect
+from opslib.collectors.state_rows import app_state
 from opslib.errors import BadParameter
 from opslib.plan import Kind
 from opslib.settings import AppKey, Target
 from opslib.symptoms import emergency_reset
+from opslib.task_tables import StateRow
 from opslib.writer import resume, undo
+from tests.support import tables
 from tests.support.plans import undone
 from tests.support.resets import by_step, carried_out, consumed, own, reset, seed
 from tests.support.workers import Deployment
@@ -126,3 +131,53 @@ def test_a_name_that_the_target_does_not_have_is_refused(broker: Broker) -> None
         emergency_reset.app_keys(broker, "progres")
     assert "progress" in refused.value.hint
     assert emergency_reset.app_keys(broker, "") == {}
+
+
+@pytest.fixture
+def agent(broker: Broker, tmp_path: Path) -> Broker:
+    """A deployment whose agent died while it was busy."""
+    url = tables.sqlite(tmp_path / "agent.db")
+    with tables.connected(url) as connection:
+        connection.execute(sa.text("CREATE TABLE agent (id integer PRIMARY KEY, status text)"))
+        connection.execute(sa.text("INSERT INTO agent VALUES (1, 'busy')"))
+    rows = {"agent": StateRow(table="agent", key={"id": 1}, idle={"status": "idle"})}
+    return connect(msgspec.structs.replace(broker.target, database_url=url, state_rows=rows))
+
+
+def _says(agent: Broker) -> str:
+    with tables.connected(agent.target.database_url) as connection:
+        return str(connection.execute(sa.text("SELECT status FROM agent")).scalar())
+
+
+def test_what_the_application_says_that_it_is_at_is_set_back_before_nodes_go_on(
+    broken: Deployment, agent: Broker
+) -> None:
+    """Of a reset of everything; one of a single queue leaves it, and an undo sets it as it was."""
+    seed(broken)
+    part = reset(agent, queue="celery", state=app_state(agent), canary=False)
+    plan = reset(agent, state=app_state(agent), canary=False)
+
+    outcomes = carried_out(agent, plan)
+
+    assert not [action for action in part if action.kind is Kind.UPDATE]
+    assert {o.status for o in outcomes if o.action.kind is Kind.UPDATE} == {"applied"}
+    assert _says(agent) == "idle"
+    undone(agent, records.context().run_id)
+    assert _says(agent) == "busy"
+
+
+def test_a_database_that_is_gone_does_not_keep_nodes_from_going_on(
+    broken: Deployment, agent: Broker, tmp_path: Path
+) -> None:
+    """Whether it is gone when the plan is made, or when it is carried out."""
+    seed(broken)
+    plan = reset(agent, state=app_state(agent), canary=False)
+    (tmp_path / "agent.db").rename(tmp_path / "gone.db")
+    (row,) = app_state(agent)
+
+    outcomes = carried_out(agent, plan)
+
+    assert row.problem
+    assert not [a for a in reset(agent, state=(row,), canary=False) if a.kind is Kind.UPDATE]
+    assert {o.status for o in outcomes if o.action.kind is Kind.UPDATE} == {"failed"}
+    assert consumed(agent)
