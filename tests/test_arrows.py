@@ -49,7 +49,7 @@ ROOMS = {
     "worker": {"worker"},
     "catalog": {"catalog"},
     "demo": {"demo"},
-    "target": {"settings"},
+    "target": {"settings", "target"},
     "broker": {"broker", "pidbox", "database", "tables"},
     "collectors": {"collectors"},
     "symptoms": {"symptoms"},

@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -99,12 +99,13 @@ def close(task_id: str) -> None:
     """Write down that a task is done, if it has a row that is open; what goes wrong with that is noted, and no more."""
     if VARIABLE not in os.environ:
         return
-    with _open() as connection:
-        row = connection.execute(f"SELECT id FROM {TABLE} WHERE task_id = ? AND status = 'SCHEDULED'", (task_id,))
-        if (found := row.fetchone()) is None:
-            return
+    with suppress(sqlite3.Error), _open() as connection:
+        is_open = f"SELECT 1 FROM {TABLE} WHERE task_id = ? AND status = 'SCHEDULED'"
+        if not connection.execute(is_open, (task_id,)).fetchall():
+            return  # nobody waits for others that write, where there is nothing to be written
+        connection.execute("BEGIN IMMEDIATE")
         try:
-            connection.execute(f"UPDATE {TABLE} SET status = 'DONE' WHERE id = ?", found)
+            connection.execute(f"UPDATE {TABLE} SET status = 'DONE' WHERE task_id = ?", (task_id,))
         except sqlite3.Error as error:
             connection.execute("INSERT INTO task_manager_error VALUES (?, ?)", (task_id, str(error)))
 
@@ -124,7 +125,8 @@ def add_hooks(urls: Mapping[int, str]) -> None:
 def try_hook(hook: int) -> tuple[str, bool]:
     """Write down that a hook is being delivered, and return where to, and whether it was tried before."""
     with _open() as connection:
-        url, tried = connection.execute("SELECT url, tried FROM shop_hook WHERE id = ?", (hook,)).fetchone()
+        connection.execute("BEGIN IMMEDIATE")
+        ((url, tried),) = connection.execute("SELECT url, tried FROM shop_hook WHERE id = ?", (hook,)).fetchall()
         connection.execute("UPDATE shop_hook SET tried = 1, answer = 'Nobody answered.' WHERE id = ?", (hook,))
         return str(url), bool(tried)
 

@@ -29,6 +29,7 @@ INVOICES = 3
 #: What was done after the repair, and what has other statuses.
 CLOSED, OTHERS = 12, {"PENDING": 4, "ERROR": 2, "CANCELLED": 1, "PAUSED": 1}
 _LONGEST_H = 906.6
+_OVER = ("SUCCESS", "FAILURE")
 _KEYS = Keyspace()
 
 
@@ -80,10 +81,11 @@ def begin(stage: Stage) -> Begun:
 
 def leave(stage: Stage, begun: Begun, failing: Sent, made: Iterable[Fault]) -> tuple[Fault, ...]:
     """Wait until those have run, and leave a row for each other way in which one stays open; return the faults."""
-    all_ids = {*begun.ended, *begun.expired, *begun.silent}
-    stage.until("no row of what was done is closed", lambda: all_ids <= ledger.not_closed())
-    stored = (*begun.ended, *begun.expired)
-    stage.until("their results are there", lambda: all(state(stage.redis, each) == "SUCCESS" for each in stored))
+    all_ids, stored = {*begun.ended, *begun.expired, *begun.silent}, (*begun.ended, *begun.expired)
+    # One that was in the wrong process, as that was killed by another task, has failed.
+    stage.until("their results are there", lambda: all(state(stage.redis, each) in _OVER for each in stored))
+    failed = {each for each in stored if state(stage.redis, each) == "FAILURE"}
+    stage.until("no row of what was done is closed", lambda: all_ids - failed <= ledger.not_closed())
     ledger.repair()
     for task_id in begun.expired:
         stage.redis.pexpire(_KEYS.result(task_id), 1)
