@@ -126,7 +126,9 @@ class Supervisor:
         made += leftovers.leave(stage.redis, embedded.url)
         made += open_rows.leave(stage, rows, failing, made)
         self._until(
-            "the first receipts are out", lambda: all(faults.state(client, order) == "SUCCESS" for order in first)
+            "the first receipts are out",
+            # One may have been in the process that a poster has killed.
+            lambda: sum(faults.state(client, order) == "SUCCESS" for order in first) > len(first) // 2,
         )
         self._say(f"around all that {CROWD} does its healthy work, about six tasks a second")
         self._update(faults=made)
