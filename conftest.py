@@ -57,7 +57,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         after = _contents(item.config)
         if after != item.stash[_BEFORE]:
             names = [name for name in after | item.stash[_BEFORE] if after.get(name) != item.stash[_BEFORE].get(name)]
-            pytest.fail(f"With its defaults, a notebook has to leave broker and database as they were; it changed {names}.")
+            pytest.fail(
+                f"With its defaults, a notebook has to leave broker and database as they were; it changed {names}."
+            )
 
 
 def _contents(config: pytest.Config) -> dict[bytes, object]:

@@ -37,7 +37,6 @@ class _Message(msgspec.Struct):
     body: str = ""
     properties: _Properties = msgspec.field(default_factory=_Properties)
     headers: dict[str, object] = {}
-    content_encoding: str | None = msgspec.field(name="content-encoding", default=None)
 
 
 _decode = msgspec.json.Decoder(_Message).decode

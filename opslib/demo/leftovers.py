@@ -67,7 +67,7 @@ def leave(redis: Redis, url: str) -> tuple[Fault, ...]:
         ),
         "group-keys": (
             f"{_KEYS.group('')}*",
-            "Nightly reports were made in parts, and the shop keeps results for ever.",
+            "Nightly reports were made in parts, and the keys of those groups were given no end.",
         ),
         "app-keys": (notes.PATTERN, "The shop writes down how far each task is, and never removes it."),
     }

@@ -213,7 +213,7 @@ class _Many:
 
     def _outcome(self, before: int) -> Outcome:
         done, letters = self.letters[MOVED], self.letters
-        said = [f"{done:,} rows were set to {self.only.becomes}."] if done else []
+        said = [f"{done:,} row{'s were' if done != 1 else ' was'} set to {self.only.becomes}."] if done else []
         said += [f"{before:,} had been set before the run was interrupted."] if before else []
         said += [f"{n:,} were changed meanwhile, and stay." for n in (letters[CHANGED],) if n]
         said += [f"{n:,} are gone." for n in (letters[GONE],) if n]
