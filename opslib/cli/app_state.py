@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from opslib.cli import changes, options, output
 from opslib.cli.app_keys import group
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from opslib.broker import Broker
-    from opslib.facts import Snapshot
-    from opslib.findings import Finding
-    from opslib.plan import Outcome
 
 #: What its runs are called.
 NAME = "reset-state"
@@ -94,9 +86,5 @@ def reset(
         output.say(f"{running:,} task{'s run' if running != 1 else ' runs'}{more}: the application may set it again.")
     actions = list(state_reset.actions([row]))
     made = plans.make(seen.target, seen.fingerprint, actions, max_actions=1, made_at=seen.taken_at)
-
-    def look(broker: Broker, _: Sequence[Outcome]) -> tuple[Snapshot, list[Finding]]:
-        return collect(broker, answer_within=timeout, settle=_SETTLE), []
-
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
-    changes.change(broker, made, "reset", form, name=NAME, asks=asks, look=look)
+    changes.change(broker, made, "reset", form, name=NAME, asks=asks)

@@ -31,6 +31,10 @@ def shown(*, quiet: bool) -> Iterator[Say | None]:
     live = console.status("starting the kernel") if sys.stderr.isatty() else None
     following: list[_Follower] = []
 
+    def aloud(line: str) -> None:
+        if not line.endswith("…"):  # where lines stay, one that only says that something begins is one too many
+            console.print(escape(line), highlight=False)
+
     def say(step: Step) -> None:
         while following:
             following.pop().end()
@@ -40,7 +44,7 @@ def shown(*, quiet: bool) -> Iterator[Say | None]:
                 live.update(escape(head))
                 following.append(_Follower(step.log, lambda line: live.update(escape(f"{head}: {line[20:]}"))))
             else:
-                following.append(_Follower(step.log, lambda line: console.print(escape(line), highlight=False)))
+                following.append(_Follower(step.log, aloud))
             return
         sign = "[red]✖[/red]" if step.failed else "[green]✔[/green]"
         console.print(f"{sign} {escape(f'{step.name:<12}')}[dim]{step.took_s:6.1f} s[/dim]", highlight=False)

@@ -61,7 +61,7 @@ def statuses(rows: Sequence[StatusCount]) -> Table:
             *([Column("Table", "code")] if several else []),
             Column("Status"),
             Column("Rows", "number"),
-            Column(""),
+            Column("Which is"),
         ),
         rows=[
             (
