@@ -38,6 +38,7 @@ class _Conf(msgspec.Struct):
 
     result_expires: Any = msgspec.UNSET
     result_backend: Any = None
+    result_backend_transport_options: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,10 @@ class Horizon:
         expires_s: How long a result is kept; None where nobody said, or nodes disagree beyond telling.
 
         backends: Where nodes store results, as they say.
+
+        here: Where it was looked for them, in the same words.
+
+        doubt: Why that may be another server all the same, as a sentence.
 
         ignored: Whether a task's result is ignored, by its name, as any node says.
 
@@ -66,7 +71,8 @@ class Horizon:
     since_at: float
     lost_by: str
     now: float
-    here: str
+    here: frozenset[str]
+    doubt: str = ""
     retention: Mapping[str, float] = field(default_factory=dict)
 
     def why_not(self, task: str, last_run_at: float | None, *, in_table: bool) -> str:
@@ -89,8 +95,9 @@ class Horizon:
         return self._elsewhere() or self._unstored(task) or self._gone(task, last_run_at)
 
     def _elsewhere(self) -> str:
-        strange = [each for each in self.backends if each != self.here]
-        return f"Nodes store their results in {strange[0]}, and {self.here} was looked at." if strange else ""
+        strange = [each for each in self.backends if each not in self.here]
+        looked = " and ".join(sorted(self.here))
+        return f"Nodes store their results in {strange[0]}; it was looked in {looked}." if strange else self.doubt
 
     def _unstored(self, task: str) -> str:
         ignored = self.ignored.get(task)
@@ -107,12 +114,18 @@ class Horizon:
         return self.lost_by if last_run_at < self.since_at else ""
 
 
-def read(broker: Broker, *, timeout_s: float, results_kept: str, now: float) -> tuple[Horizon, Coverage]:
+def read(
+    broker: Broker, *, timeout_s: float, results_kept: str, now: float, stored: int = 0, tables: bool = False
+) -> tuple[Horizon, Coverage]:
     """
     Ask nodes and server what speaks against the absence of a result.
 
     Args:
         results_kept: How long results are surely kept, with a unit; empty for as long as nodes say.
+
+        stored: How many results there are where it was looked.
+
+        tables: Whether tables of results are looked into as well.
 
     Raises:
         redis.exceptions.RedisError: If the broker does not answer.
@@ -123,7 +136,10 @@ def read(broker: Broker, *, timeout_s: float, results_kept: str, now: float) -> 
     for raw in answers.replies["registered"].values():
         for name, ignores in _ignored(raw):
             ignored[name] = ignored.get(name, False) or ignores
-    since_at, lost_by = _server(broker, now)
+    backends = tuple(sorted({_place(conf.result_backend, conf.result_backend_transport_options) for conf in confs}))
+    looked = {_here(broker), *(each for each in backends if tables and _is_table(each))}
+    in_redis = not backends or not all(map(_is_table, backends))
+    since_at, lost_by = _server(broker, now) if in_redis else (-inf, "")
     lives = [_life(conf.result_expires) for conf in confs]
     told = [life for life in lives if life is not None]
     silent = max(0, answers.receivers - len(confs))
@@ -135,12 +151,13 @@ def read(broker: Broker, *, timeout_s: float, results_kept: str, now: float) -> 
         else min(told)
         if told and len(told) == len(lives)
         else None,
-        backends=tuple(sorted({_place(conf.result_backend) for conf in confs})),
+        backends=backends,
         ignored=ignored,
         since_at=since_at,
         lost_by=lost_by,
         now=now,
-        here=_here(broker),
+        here=frozenset(looked),
+        doubt=_doubt(broker, confs) if in_redis and not stored else "",
         retention={} if results_kept else _kept(broker.target.retention),
     )
     return horizon, Coverage(place="settings", seen=len(confs), silent=silent, note=note)
@@ -182,13 +199,26 @@ def _life(value: object) -> float | None:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + rest) or inf
 
 
-def _place(backend: object) -> str:
+def _place(backend: object, options: object = None) -> str:
     """Return where a node stores results, without host and user: a host has many names."""
     text = str(backend or "nowhere")
     if not urls.is_redis(text):
         return text.partition(":")[0].partition("+")[0].partition("/")[0] if "://" in text else text
     path = urlsplit(text.partition(";")[0]).path.strip("/")
-    return f"Redis database {path if path.isdecimal() else 0}"
+    prefix = options.get("global_keyprefix") if isinstance(options, dict) else ""
+    return _named(int(path) if path.isdecimal() else 0, str(prefix or ""))
+
+
+def _named(number: int, prefix: str) -> str:
+    return f"Redis database {number}{f' with prefix {prefix!r}' if prefix else ''}"
+
+
+def _doubt(broker: Broker, confs: Iterable[_Conf]) -> str:
+    """Return why it may have been looked on another server: there is not one result, and nodes name another host."""
+    ours = urlsplit(broker.target.result_backend or broker.target.broker_url).hostname
+    theirs = {urlsplit(str(conf.result_backend).partition(";")[0]).hostname for conf in confs}
+    others = sorted(str(host) for host in theirs - {ours, None})
+    return f"No result at all is stored where it was looked, and nodes store theirs on {others[0]}." if others else ""
 
 
 def _is_table(place: str) -> bool:
@@ -198,7 +228,8 @@ def _is_table(place: str) -> bool:
 def _here(broker: Broker) -> str:
     if broker.results is None:
         return "no Redis"
-    return f"Redis database {int(broker.results.connection_pool.connection_kwargs.get('db') or 0)}"
+    number = int(broker.results.connection_pool.connection_kwargs.get("db") or 0)
+    return _named(number, broker.keys.result_prefix)
 
 
 def _server(broker: Broker, now: float) -> tuple[float, str]:

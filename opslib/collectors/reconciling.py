@@ -98,7 +98,13 @@ def reconcile(
             seen = collectors.collect(broker, settle=settle, answer_within=answer_within)
         now = seen.taken_at.timestamp()
         with progress.phase("Looking for every task that can still be run"):
-            places, rows_of_coverage = _everywhere(broker, seen, timeout_s=timeout_s, results_kept=results_kept)
+            places, rows_of_coverage = _everywhere(
+                broker,
+                seen,
+                timeout_s=timeout_s,
+                results_kept=results_kept,
+                tables_of_results=any(each.says.results for each in mapped),
+            )
         most_gone = MOST_KEPT if with_arguments else 0
         count = Count(now=now, open_for_s=hours * 3600.0, limit=limit, most_gone=most_gone, places=places)
         known, statuses = [], list[StatusCount]()
@@ -151,7 +157,7 @@ def _seen(table: Mapped, read: int) -> SeenTable:
 
 
 def _everywhere(
-    broker: Broker, seen: Snapshot, *, timeout_s: float, results_kept: str
+    broker: Broker, seen: Snapshot, *, timeout_s: float, results_kept: str, tables_of_results: bool
 ) -> tuple[Places, list[Coverage]]:
     """Look twice: a task that is retried goes back while one looks on, and might be missed once."""
     now = seen.taken_at.timestamp()
@@ -163,8 +169,12 @@ def _everywhere(
         dead_letters.ids(broker, sorted(key for key in found.dead if key not in declared), dead.note),
         quarantine.ids(broker, found.quarantined, aside.note),
     ]
-    known, settings = horizon.read(broker, timeout_s=timeout_s, results_kept=results_kept, now=now)
+    stored = sum(seen.result_states.values())
+    known, settings = horizon.read(
+        broker, timeout_s=timeout_s, results_kept=results_kept, now=now, stored=stored, tables=tables_of_results
+    )
     unseen = [why for look in looks for why in look.unseen]
+    unseen += [f"{settings.place}: {settings.note}"] if settings.silent else []
     unseen += [f"{row.place}: {row.note}" for row in said if row.silent]
     if odd := max(map(_opaque, looks)):
         unseen.append(f"{odd:,} message{'s' * (odd != 1)} cannot be decoded, so nobody knows of which task.")

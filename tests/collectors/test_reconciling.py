@@ -53,7 +53,7 @@ SURE = Horizon(
     since_at=-inf,
     lost_by="",
     now=NOW,
-    here="Redis database 0",
+    here=frozenset({"Redis database 0"}),
 )
 LIMITS = reconcile_tasks.Thresholds()
 
@@ -315,13 +315,38 @@ class TestHorizon:
             ({"retention": {"orders.*": 3600.0}}, "kept for 1 h"),
             ({"ignored": {}}, "No node that answered knows this task"),
             ({"ignored": {"orders.tasks.ship": True}}, "ignore_result"),
-            ({"backends": ("Redis database 3",)}, "Redis database 3, and Redis database 0 was looked at"),
+            ({"backends": ("Redis database 3",)}, "Redis database 3; it was looked in Redis database 0"),
+            ({"doubt": "It may be another server."}, "another server"),
             ({"since_at": NOW - 60, "lost_by": "It was restarted."}, "It was restarted."),
         ],
     )
     def test_it_proves_nothing(self, known, said):
         """And the reason is told."""
         assert said in self.why(**known)
+
+    @pytest.mark.parametrize(
+        ("backend", "options", "place"),
+        [
+            ("redis://:**@cache:6379/3", None, "Redis database 3"),
+            ("rediss://cache/", {}, "Redis database 0"),
+            ("redis://cache/1", {"global_keyprefix": "app:"}, "Redis database 1 with prefix 'app:'"),
+            ("sentinel://a:26379/2;sentinel://b:26379/2", None, "Redis database 2"),
+            ("db+postgresql://u:**@h/x", None, "db"),
+            ("django-db", None, "django-db"),
+            (None, None, "nowhere"),
+        ],
+    )
+    def test_where_nodes_store_results_is_compared_without_hosts(self, backend, options, place):
+        """A host has many names; a database and a prefix have one."""
+        assert horizon._place(backend, options) == place
+
+    def test_another_host_is_doubted_only_where_not_one_result_is_stored(self, broker):
+        """One that is stored shows that it is the same server, whatever it is called."""
+        confs = [horizon._Conf(result_backend="redis://elsewhere:6379/0")]
+        same = [horizon._Conf(result_backend=broker.target.broker_url)]
+
+        assert "nodes store theirs on elsewhere" in horizon._doubt(broker, confs)
+        assert horizon._doubt(broker, same) == ""
 
     def test_the_last_moment_of_a_result_still_counts(self):
         """Exactly as long as it is kept."""
