@@ -32,7 +32,7 @@ _DENIED = ("42501", "28", "1044", "1045", "1142", "1143", "1227")
 _LATE = ("57014", "3024", "1969")
 _LOCKED = ("55P03", "40P01", "40001", "1205", "1213")
 #: Complaints about a value, which quote it.
-_VALUE = ("22", "1264", "1265", "1292", "1366", "1411")
+_VALUE = ("22", "1264", "1265", "1292", "1366", "1411", "1525", "1690")
 _READ_ONLY = ("25006", "1792", "1290")
 
 
@@ -162,6 +162,7 @@ def _settle(connection: Connection, kind: str, *, read_only: bool) -> None:
         if read_only:
             connection.exec_driver_sql("SET TRANSACTION READ ONLY")
     elif kind == "mysql":
+        connection.exec_driver_sql("SET SESSION time_zone = '+00:00'")  # in which it tells a TIMESTAMP
         connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT_S}")
         is_maria = "MariaDB" in str(connection.exec_driver_sql("SELECT VERSION()").scalar())
         limit = (
@@ -188,7 +189,7 @@ def _of(error: Exception, shown: str) -> OpsError:
     code = _code(original)
     said = redact.plain(str(original).strip().partition("\n")[0])[:300].rstrip(".") or type(original).__name__
     if code.startswith(_VALUE):  # an argument of a task may be among them
-        said = said.partition(":")[0]
+        said = said.partition(":")[0].partition("'")[0].strip()
     if code.startswith(_DENIED) or "authentication failed" in said:
         return DatabaseRefused(f"{shown} does not permit what is needed: {said}.")
     if code.startswith(_LATE):

@@ -146,7 +146,7 @@ def table_of(database: Database, name: str, where: str, columns: Iterable[str] =
 
 
 def _mapped(connection: Connection, inspector: Inspector, name: str, says: TaskTable) -> Mapped:
-    from sqlalchemy import String
+    from sqlalchemy import String, Uuid
 
     where = f"task_tables.{name}"
     table = _reflected(connection, inspector, says.table, where)
@@ -155,6 +155,13 @@ def _mapped(connection: Connection, inspector: Inspector, name: str, says: TaskT
         raise SettingsError(
             f"{where}.columns.id: {columns['id'].name} of {says.table} is not unique, so rows cannot be told apart.",
             hint="Name the primary key.",
+        )
+    is_text = isinstance(columns["task_id"].type, String | Uuid) or connection.dialect.name == "sqlite"
+    if not is_text:
+        raise SettingsError(
+            f"{where}.columns.task_id: {columns['task_id'].name} of {says.table} is {columns['task_id'].type}; "
+            "a task's id is a text or a UUID.",
+            hint="Name the column that holds what Celery calls the task's id.",
         )
     if not _tells_when(columns["last_run"]):
         raise SettingsError(
@@ -197,7 +204,8 @@ def _column(table: Table, name: str, where: str) -> Column[Any]:
 
 
 def _is_unique(inspector: Inspector, table: Table, column: str) -> bool:
-    return [column] in list(_keys(inspector, table))
+    is_key = [column] == inspector.get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
+    return is_key or (not table.columns[column].nullable and [column] in list(_keys(inspector, table)))
 
 
 def _keys(inspector: Inspector, table: Table) -> Iterator[Sequence[str | None]]:
@@ -205,7 +213,7 @@ def _keys(inspector: Inspector, table: Table) -> Iterator[Sequence[str | None]]:
     for constraint in inspector.get_unique_constraints(table.name, schema=table.schema):
         yield constraint["column_names"]
     for index in inspector.get_indexes(table.name, schema=table.schema):
-        if index["unique"]:
+        if index["unique"] and not any("where" in option for option in index.get("dialect_options", {})):
             yield index["column_names"]
 
 
@@ -217,12 +225,10 @@ def _tells_when(column: Column[Any]) -> bool:
 
 def as_read(column: Column[Any], kind: str) -> Any:  # noqa: ANN401 - a column, or what it is read as
     """Return a column as it is selected: documents as text, and SQLite's dates, for one may be spelled oddly."""
-    from sqlalchemy import JSON, Date, DateTime, String, Text, Time, cast, type_coerce
+    from sqlalchemy import JSON, Date, DateTime, Integer, Numeric, String, Text, Time, cast, type_coerce
 
     if isinstance(column.type, JSON):
         return type_coerce(column, Text()) if kind == "sqlite" else cast(column, Text())
-    return (
-        type_coerce(column, String())
-        if kind == "sqlite" and isinstance(column.type, DateTime | Date | Time)
-        else column
-    )
+    # SQLite takes what it does not know, such as UUID, for a number, and keeps it as it is.
+    is_odd = isinstance(column.type, DateTime | Date | Time | Numeric) and not isinstance(column.type, Integer)
+    return type_coerce(column, String()) if kind == "sqlite" and is_odd else column

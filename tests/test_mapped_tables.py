@@ -161,7 +161,7 @@ class TestRefused:
         execute(
             url,
             "CREATE TABLE jobs (id int PRIMARY KEY, task_id text, status text, last_run timestamp, "
-            "attempts int, done boolean)",
+            "attempts int, done boolean, code text NOT NULL DEFAULT '')",
             "CREATE VIEW open_jobs AS SELECT * FROM jobs",
         )
         return url
@@ -189,11 +189,23 @@ class TestRefused:
         assert "is not unique" in refused(jobs, table="open_jobs", **OWN).message
 
     def test_a_unique_column_will_do_for_a_key(self, jobs):
-        """It needs not be the primary one."""
-        execute(jobs, "CREATE UNIQUE INDEX by_task ON jobs (task_id)", "CREATE UNIQUE INDEX two ON jobs (status, done)")
+        """It needs not be the primary one; but one that may be empty has rows that no page can begin after."""
+        execute(
+            jobs,
+            "CREATE UNIQUE INDEX by_code ON jobs (code)",
+            "CREATE UNIQUE INDEX by_task ON jobs (task_id)",
+            "CREATE UNIQUE INDEX two ON jobs (status, done)",
+        )
 
-        assert mapped(jobs, table="jobs", **{**OWN, "columns": {**COLUMNS, "id": "task_id"}})
+        assert mapped(jobs, table="jobs", **{**OWN, "columns": {**COLUMNS, "id": "code"}})
+        assert refused(jobs, table="jobs", **{**OWN, "columns": {**COLUMNS, "id": "task_id"}})
         assert refused(jobs, table="jobs", **{**OWN, "columns": {**COLUMNS, "id": "status"}})
+
+    def test_a_key_that_only_some_rows_have_to_themselves(self, jobs):
+        """An index over a part of the rows says nothing of the others."""
+        execute(jobs, "CREATE UNIQUE INDEX part ON jobs (code) WHERE done")
+
+        assert "is not unique" in refused(jobs, table="jobs", **{**OWN, "columns": {**COLUMNS, "id": "code"}}).message
 
     @pytest.mark.parametrize(("field", "said"), [("last_run", "is no instant"), ("status", "is no text")])
     def test_a_column_of_a_wrong_type(self, jobs, field, said):

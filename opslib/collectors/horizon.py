@@ -88,8 +88,11 @@ class Horizon:
         if not self.answered:
             return "No node answered, so nobody said whether and for how long results are kept."
         if in_table:
-            elsewhere = [each for each in self.backends if not _is_table(each)]
-            return f"Nodes store their results in {elsewhere[0]}, not in this table." if elsewhere else ""
+            elsewhere = [each for each in self.backends if each not in self.here]
+            if elsewhere:
+                return f"Nodes store their results in {elsewhere[0]}, not in this table."
+            # Another application may keep its results in the same table.
+            return "" if task in self.ignored else "No node that answered knows this task, so it may be another's."
         if last_run_at is None:
             return "It does not say when it was last run."
         return self._elsewhere() or self._unstored(task) or self._gone(task, last_run_at)
@@ -137,7 +140,8 @@ def read(
         for name, ignores in _ignored(raw):
             ignored[name] = ignored.get(name, False) or ignores
     backends = tuple(sorted({_place(conf.result_backend, conf.result_backend_transport_options) for conf in confs}))
-    looked = {_here(broker), *(each for each in backends if tables and _is_table(each))}
+    ours = {_sql(broker.target.database_url), "django-db", "database"} if tables else set()
+    looked = {_here(broker), *(each for each in backends if each in ours or (tables and "django_celery" in each))}
     in_redis = not backends or not all(map(_is_table, backends))
     since_at, lost_by = _server(broker, now) if in_redis else (-inf, "")
     lives = [_life(conf.result_expires) for conf in confs]
@@ -203,10 +207,16 @@ def _place(backend: object, options: object = None) -> str:
     """Return where a node stores results, without host and user: a host has many names."""
     text = str(backend or "nowhere")
     if not urls.is_redis(text):
-        return text.partition(":")[0].partition("+")[0].partition("/")[0] if "://" in text else text
+        return _sql(text) if text.startswith("db+") else text.partition(":")[0]
     path = urlsplit(text.partition(";")[0]).path.strip("/")
     prefix = options.get("global_keyprefix") if isinstance(options, dict) else ""
     return _named(int(path) if path.isdecimal() else 0, str(prefix or ""))
+
+
+def _sql(url: str) -> str:
+    """Return which database a URL means: its host and its name; a file's path."""
+    parts = urlsplit(url.removeprefix("db+"))
+    return f"db {parts.hostname or ''}/{parts.path.strip('/')}"
 
 
 def _named(number: int, prefix: str) -> str:
@@ -222,7 +232,7 @@ def _doubt(broker: Broker, confs: Iterable[_Conf]) -> str:
 
 
 def _is_table(place: str) -> bool:
-    return place in {"db", "database", "django-db"} or "django_celery_results" in place
+    return place in {"database", "django-db"} or place.startswith("db ") or "django_celery_results" in place
 
 
 def _here(broker: Broker) -> str:
@@ -240,6 +250,9 @@ def _server(broker: Broker, now: float) -> tuple[float, str]:
     started_at = now - float(info.get("uptime_in_seconds", 0))
     if int(info.get("evicted_keys", 0)):
         return inf, "The server has evicted keys to save memory, and a result may have been among them."
+    if int(info.get("maxmemory", 0)) and str(info.get("maxmemory_policy", "noeviction")) != "noeviction":
+        ago = spell(now - started_at)
+        return started_at, f"The server may evict keys, and counts what it evicted only since it was started, {ago} ago."
     if not int(info.get("aof_enabled", 0)):
         ago = spell(now - started_at)
         return started_at, f"The server was started {ago} ago and keeps no log of changes: a result may be lost since."

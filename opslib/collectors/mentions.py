@@ -22,7 +22,8 @@ _MOST_MESSAGES = 20_000_000
 _MOST_KEYS = 100_000_000
 #: What Celery makes ids of; others are looked for one by one.
 UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-
+#: The id that a signature was given.
+_NAMED = re.compile(rb'"task_id":\s*"([^"\\]{1,200})"')
 #: What could be a body, in a message of another shape than Celery's.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{48,}={0,2}")
 
@@ -107,14 +108,18 @@ def carried(broker: Broker, note: Callable[[str], None], *, timeout_s: float) ->
     """
     Tell `note` of every id that a message carries, its own among them; return how many messages cannot be read.
 
+    Of what comes after a task (chain, chord, callbacks), ids of any spelling; of all else, what looks like one.
+
     A task that is to be sent once another one has run is in no message of its own until then.
     """
     opaque = 0
     for raw, _ in _messages(broker, _queues(broker, timeout_s)):
         text = _text(raw)
         opaque += text is None
-        for each in set(UUID.findall(text or b"")):
+        for each in set(UUID.findall((text or b"").lower())):
             note(each.decode())
+        for named in set(_NAMED.findall(text or b"")):
+            note(named.decode("utf-8", "surrogateescape"))
     return opaque
 
 

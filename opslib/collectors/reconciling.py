@@ -18,7 +18,7 @@ from opslib.collectors import (
     verifiers,
 )
 from opslib.collectors.marks import Marks
-from opslib.collectors.row_counts import MOST_KEPT, Count, Places, Stored
+from opslib.collectors.row_counts import MOST_GONE, Count, Places, Stored
 from opslib.durations import seconds
 from opslib.errors import BadParameter, DatabaseRefused, DatabaseUnreachable, SettingsError, near
 from opslib.facts import Coverage, Reconciled, SeenTable, Snapshot, StatusCount, TaskRow
@@ -92,7 +92,8 @@ def reconcile(
     timeout_s = seconds(answer_within, "answer_within")
     progress = Progress(log_file)
     base = database.connect(broker.target)
-    mapped = _chosen(tables.task_tables(broker.target, base), table, broker)
+    known_tables = tables.task_tables(broker.target, base)
+    mapped = _chosen(known_tables, table, broker)
     with refusals.explained(broker.target.shown_broker):
         with progress.phase("Looking at broker, nodes and results"):
             seen = collectors.collect(broker, settle=settle, answer_within=answer_within)
@@ -103,14 +104,14 @@ def reconcile(
                 seen,
                 timeout_s=timeout_s,
                 results_kept=results_kept,
-                tables_of_results=any(each.says.results for each in mapped),
+                tables_of_results=any(each.says.results for each in known_tables),
             )
-        most_gone = MOST_KEPT if with_arguments else 0
+        most_gone = MOST_GONE if with_arguments else 0
         count = Count(now=now, open_for_s=hours * 3600.0, limit=limit, most_gone=most_gone, places=places)
         known, statuses = [], list[StatusCount]()
         for each in mapped:
             rows_of_coverage += _statuses(base, each, statuses)
-            backends = [other for other in mapped if other.says.results and other is not each]
+            backends = [other for other in known_tables if other.says.results and other is not each]
             total = sum(row.count for row in statuses if row.table == each.name and row.standing == "open")
             read, said = _table(broker, base, each, backends, count, progress, total=total, max_rows=max_rows)
             rows_of_coverage.append(said)
@@ -162,6 +163,8 @@ def _everywhere(
     """Look twice: a task that is retried goes back while one looks on, and might be missed once."""
     now = seen.taken_at.timestamp()
     found, _ = keyspace.read(broker, max_keys=_MAX_KEYS, keep_results=False)
+    carried = Marks()  # before the looks: what comes after a task is sent when that has run, and is met by them
+    opaque = mentions.carried(broker, carried.note, timeout_s=timeout_s)
     looks = [circulation.read(broker, timeout_s=timeout_s) for _ in range(2)]
     dead, aside = Marks(), Marks()
     declared = {broker.keys.queue(queue.name) for queue in seen.queues}
@@ -179,8 +182,7 @@ def _everywhere(
     if odd := max(map(_opaque, looks)):
         unseen.append(f"{odd:,} message{'s' * (odd != 1)} cannot be decoded, so nobody knows of which task.")
     damaged = b"\n".join(raw for look in looks for raw in look.damaged)
-    carried = Marks()
-    if opaque := mentions.carried(broker, carried.note, timeout_s=timeout_s):
+    if opaque:
         unseen.append(
             f"{opaque:,} messages cannot be read (compressed), so nobody knows which tasks come after theirs."
         )

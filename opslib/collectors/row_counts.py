@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
 #: Names of tasks that are told apart; whoever names each task anew must not fill this machine's memory.
 _MOST_TASKS = 1_000
+#: States of a result that only a task has which was begun.
+_BEGUN = frozenset({"STARTED", "RETRY", "RECEIVED"})
 #: Rows that are kept as such: those with a node, and those that are nowhere.
-MOST_KEPT = 10_000
+MOST_KEPT, MOST_GONE = 10_000, 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class Stored:
     def __init__(self, broker: Broker, base: Database, backends: Sequence[Mapped]) -> None:
         self._redis = results.States(broker)
         self._base, self._backends = base, backends
-        self._in_tables = bool(backends)
+        self._in_tables, self._no_redis = bool(backends), broker.results is None
         self.unread = ""
 
     def of(self, ids: Sequence[str]) -> dict[str, str]:
@@ -106,7 +108,7 @@ class Stored:
         for each in self._backends:
             found |= task_rows.states(self._base, each, ids)
         found |= self._redis.of(ids)
-        if self._redis.unread and not self._in_tables:
+        if self._redis.unread and not (self._in_tables and self._no_redis):
             self.unread = f"{self._redis.unread}."
         return found
 
@@ -134,7 +136,10 @@ class Count:
         """Count those rows of a page that have been open for long enough."""
         old = [row for row in page if row.at is None or self.now - row.at >= self.open_for_s]
         in_table = table.says.results
-        states = {} if in_table else stored.of([row.task_id for row in old if row.task_id])
+        if in_table:  # its status says what a result would
+            states = {row.task_id: row.status for row in old if row.status in _BEGUN}
+        else:
+            states = stored.of([row.task_id for row in old if row.task_id])
         for row in old:
             self._add(table, row, *self._sighted(row, states, in_table=in_table, unread=stored.unread))
 
@@ -154,6 +159,8 @@ class Count:
             return QUARANTINED, state, ""
         if why := places.why_unseen(task_id) or unread:
             return UNSEEN, state, why
+        if in_table and (why := places.horizon.why_not(row.task, row.at, in_table=True)):
+            return BEYOND, state, why
         if state and state != results.UNREADABLE:
             return BEGUN, state, ""
         if state:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
 from opslib import redact
 from opslib.database import connect
 from opslib.errors import OpsError
 from opslib.facts import Coverage, StatusCount, TaskRow
-from opslib.tables import task_tables
+from opslib.tables import as_read, task_tables
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Select
@@ -30,6 +32,7 @@ _MOST_STATUSES = 200
 #: Rows of the tasks that are searched for.
 _MOST_ROWS = 1_000
 _MOST_MESSAGE, _LONGEST_NAME = 200, 300
+_UUID = re.compile(r"[0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _BRIEF = ("id", "task_id", "task_module", "task_name", "status", "last_run")
 _WHOLE = (*_BRIEF, "status_message", "attempts")
 
@@ -41,7 +44,11 @@ class Row(NamedTuple):
     Attributes:
         key: What its column `id` holds.
 
+        task_id: As Celery spells it, however the column does.
+
         last_run: What that column holds; `at` is the same in epoch seconds, None where that is no instant.
+
+        stored_id: What its column `task_id` holds.
     """
 
     key: Any
@@ -50,6 +57,7 @@ class Row(NamedTuple):
     status: str
     last_run: Any
     at: float | None
+    stored_id: Any
 
 
 def pages(
@@ -73,7 +81,7 @@ def pages(
     Raises:
         OpsError: If the database does not answer, or not in time.
     """
-    column, seen = table.columns["id"], 0
+    column, seen = as_read(table.columns["id"], table.kind), 0
     open_rows = _selected(table, _BRIEF).where(table.columns["status"].in_(table.says.open)).order_by(column)
     while not most or seen < most:
         wanted = min(size, most - seen) if most else size
@@ -92,12 +100,19 @@ def row(table: Mapped, said: Any) -> Row:  # noqa: ANN401 - a mapping of SQLAlch
     moment = table.instant(said["last_run"])
     return Row(
         key=said["id"],
-        task_id=_text(said["task_id"]).strip(),
+        task_id=spelled(said["task_id"]),
         task=name(said.get("task_module"), said.get("task_name")),
         status=_text(said["status"]),
         last_run=said["last_run"],
         at=None if moment is None else moment.timestamp(),
+        stored_id=said["task_id"],
     )
+
+
+def spelled(value: object) -> str:
+    """Return a task's id as Celery spells it: some databases keep a UUID without its dashes, or in capitals."""
+    text = _text(value).strip()
+    return str(UUID(text)) if _UUID.fullmatch(text) else text
 
 
 def name(module: object, task: object) -> str:
@@ -198,7 +213,8 @@ def _is_in(table: Mapped, ids: Sequence[str]) -> ColumnElement[bool]:
     from sqlalchemy import String, cast
 
     column = table.columns["task_id"]
-    return (column if isinstance(column.type, String) else cast(column, String)).in_(list(ids))
+    each_way = [*ids, *(each.replace("-", "") for each in ids if _UUID.fullmatch(each))]
+    return (column if isinstance(column.type, String) else cast(column, String)).in_(each_way)
 
 
 def states(database: Database, table: Mapped, ids: Sequence[str]) -> dict[str, str]:
@@ -216,7 +232,7 @@ def states(database: Database, table: Mapped, ids: Sequence[str]) -> dict[str, s
         for start in range(0, len(ids), _AT_ONCE):
             is_in = _is_in(table, ids[start : start + _AT_ONCE])
             found |= {
-                _text(each): _text(state) for each, state in connection.execute(select(task_id, status).where(is_in))
+                spelled(each): _text(state) for each, state in connection.execute(select(task_id, status).where(is_in))
             }
     return found
 
@@ -237,7 +253,9 @@ def whole(database: Database, table: Mapped, rows: Iterable[TaskRow], *, argumen
     keys = [_as_key(table, each) for each in by_key]
     with database.reading() as connection:
         for start in range(0, len(keys), _AT_ONCE):
-            some = _selected(table, fields).where(table.columns["id"].in_(keys[start : start + _AT_ONCE]))
+            some = _selected(table, fields).where(
+                as_read(table.columns["id"], table.kind).in_(keys[start : start + _AT_ONCE])
+            )
             for said in connection.execute(some).mappings():
                 args, kwargs = _document(said.get("arguments")), _document(said.get("kwargs"))
                 attempts = said.get("attempts")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from opslib.task_tables import Verifier
 
 _MOST_SAID = 200
+#: What counts as an answer; a text such as "FAILED" is true to Python, and says the opposite. 0 and 1 are these too.
+_TRUTHS: Mapping[object, bool] = {True: True, False: False, b"\x01": True, b"\x00": False}
 
 
 def verified(
@@ -40,7 +42,7 @@ def verified(
     found = []
     for n, row in enumerate(rows, 1):
         ask = next((ask for glob, ask in asked if fnmatchcase(row.task, glob)), None)
-        found.append(row if ask is None else _with_effect(row, ask))
+        found.append(row if ask is None else _with_effect(replace(row, asked=True), ask))
         step(n)
     return found
 
@@ -58,11 +60,16 @@ def _with_effect(row: TaskRow, ask: Callable[[Mapping[str, Any]], tuple[object, 
     except OpsError as error:
         return replace(row, effect_said=f"Its verifier failed: {error.message}"[:_MOST_SAID])
     except Exception as error:  # noqa: BLE001 - a verifier is somebody else's code
-        return replace(
-            row, effect_said=redact.plain(f"Its verifier failed: {type(error).__name__}: {error}")[:_MOST_SAID]
-        )
+        # What it raised may quote what it was given, so its words are not told.
+        return replace(row, effect_said=f"Its verifier failed: {type(error).__name__}.")
     told = redact.plain(said or "")[:_MOST_SAID]
-    return replace(row, effect=None if effect is None else bool(effect), effect_said=told)
+    if effect is not None and not _is_answer(effect):
+        told = f"Its verifier answered with neither true nor false ({type(effect).__name__})."
+    return replace(row, effect=_TRUTHS[effect] if _is_answer(effect) else None, effect_said=told)
+
+
+def _is_answer(said: object) -> bool:
+    return isinstance(said, bool | int | bytes) and said in _TRUTHS
 
 
 def _asker(database: Database, verifier: Verifier, glob: str) -> Callable[[Mapping[str, Any]], tuple[object, object]]:

@@ -89,6 +89,8 @@ class TaskRow:
 
         effect_said: What it says besides.
 
+        asked: Whether a verifier was asked, whatever came of it.
+
         arguments, kwargs: JSON, shown nowhere; empty where they were not read.
 
         arguments_bytes: How much they are.
@@ -108,6 +110,7 @@ class TaskRow:
     why: str = ""
     effect: bool | None = None
     effect_said: str = ""
+    asked: bool = False
     status_message: str = ""
     attempts: int | None = None
     arguments_bytes: int = 0

@@ -52,7 +52,7 @@ _TOLD: Mapping[str, tuple[str, Severity, str, str, str, str]] = {
         Severity.CRITICAL,
         "1 row waits for a task that is nowhere",
         "{n} rows wait for tasks that are nowhere",
-        "Each was lost before it ran, or its node died in it. After a look at its effect, -p resend=True sends it.",
+        "Each was lost before it ran, or its node died in it. -p resend=True sends what had not begun once more.",
         _RUNBOOK,
     ),
     STUCK: (
@@ -68,7 +68,7 @@ _TOLD: Mapping[str, tuple[str, Severity, str, str, str, str]] = {
         Severity.UNKNOWN,
         "1 row is open, and nobody can say what became of its task",
         "{n} rows are open, and nobody can say what became of their tasks",
-        "No result proves nothing here. A verifier of the task's effect can tell, with -p check_execution=True.",
+        "That no result is stored does not show that it did not run. A verifier can tell: -p check_execution=True.",
         _RUNBOOK,
     ),
 }
@@ -203,6 +203,8 @@ def _settling(classes: Classes, seen: Reconciled) -> Iterator[Action]:
     becomes = {table.name: dict(table.becomes) for table in seen.tables}
     by_end: defaultdict[tuple[str, str, str], list[ClassCount]] = defaultdict(list)
     for row in classes.rows:
+        if row.age == UNKNOWN_AGE:
+            continue  # whether it was open for so long nobody knows, so no filter means it
         if row.kind == FINISHED and row.state in becomes[row.table] and row.task != OTHERS:
             by_end[row.table, row.task, row.state].append(row)
     for (table, task, state), rows in sorted(by_end.items()):
@@ -253,7 +255,9 @@ def _settling_by_effect(classes: Classes, becomes: Mapping[str, Mapping[str, str
 def _resending(seen: Reconciled, limits: Thresholds, queue: str) -> Iterator[Action]:
     stuck = row_classes.not_moving(seen, limits)
     for row in seen.gone:
-        if row_classes.kind_of(row, stuck) != LOST or (row.sighting == BEGUN and row.effect is not False):
+        if row_classes.kind_of(row, stuck) != LOST:
+            continue
+        if (row.asked or row.sighting == BEGUN) and row.effect is not False:
             continue
         call = _call(row)
         if call is None or not row.task_id:
@@ -278,18 +282,25 @@ def _as_it_was(row: TaskRow, becomes: str = "") -> RowChange:
     return RowChange(
         table=f"task_tables.{row.table}",
         key=json.dumps({"id": row.row_id}),
-        was=json.dumps({"status": row.status, "last_run": row.last_run}),
+        was=json.dumps({"status": row.status, "last_run": row.last_run, "task_id": row.task_id}),
         becomes=json.dumps({"status": becomes} if becomes else {}),
     )
 
 
 def _call(row: TaskRow) -> tuple[list[object], dict[str, object]] | None:
-    """Return the arguments of a row as they were meant: a list by position, an object by name; None if nobody can."""
+    """
+    Return the arguments of a row as they were meant: a list by position, an object by name.
+
+    None if nobody can: a table that does not have them says nothing of what the task was given.
+    """
+    if not row.arguments and not row.kwargs:
+        return None
     args: list[object] = []
     kwargs: dict[str, object] = {}
     for text in (row.arguments, row.kwargs):
         try:
             said = json.loads(text or "null")
+            json.dumps(said, allow_nan=False)  # which Python reads, and JSON has not
         except (ValueError, RecursionError):
             return None
         if isinstance(said, list):

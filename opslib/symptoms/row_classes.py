@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from opslib.facts import ClassCount, Classes, Reconciled, RowCount, Sample, TaskRow
@@ -22,7 +23,6 @@ from opslib.facts.rows import (
     QUARANTINED,
     STUCK,
     UNACKED,
-    UNKNOWN,
     UNSEEN,
     WAITING,
     age_of,
@@ -57,7 +57,8 @@ def classify(seen: Reconciled, limits: Thresholds) -> Classes:
     message or a node that still has the task.
     """
     stuck = not_moving(seen, limits)
-    moved = Counter(_cell(row, seen) for row in seen.met if row.task_id in stuck)
+    known = {(each.table, each.task) for each in seen.counts}
+    moved = Counter(_cell(row, seen, known) for row in seen.met if row.task_id in stuck)
     rows: list[ClassCount] = []
     for each in seen.counts:
         of = (each.table, each.task, each.status, each.sighting, each.age)
@@ -68,7 +69,7 @@ def classify(seen: Reconciled, limits: Thresholds) -> Classes:
         rows += [replace(base, count=each.count - some)] if each.count > some else []
     samples = [Sample(row=row, kind=kind_of(row, stuck), evidence=_evidence(row, stuck)) for row in seen.samples]
     for sample in samples:
-        rows = _corrected(rows, sample, _cell(sample.row, seen))
+        rows = _corrected(rows, sample, _cell(sample.row, seen, known))
     return Classes(
         at=seen.taken_at.timestamp(),
         database=seen.database,
@@ -105,10 +106,9 @@ def _of(each: RowCount) -> ClassCount:
     )
 
 
-def _cell(row: TaskRow, seen: Reconciled) -> tuple[str, str, str, str, str]:
-    known = {each.task for each in seen.counts if each.table == row.table}
+def _cell(row: TaskRow, seen: Reconciled, known: AbstractSet[tuple[str, str]]) -> tuple[str, str, str, str, str]:
     age_s = None if row.last_run_at is None else max(0.0, seen.taken_at.timestamp() - row.last_run_at)
-    return row.table, row.task if row.task in known else OTHERS, row.status, row.sighting, age_of(age_s)
+    return row.table, row.task if (row.table, row.task) in known else OTHERS, row.status, row.sighting, age_of(age_s)
 
 
 def kind_of(row: TaskRow, stuck: Mapping[str, Finding]) -> str:
@@ -116,7 +116,7 @@ def kind_of(row: TaskRow, stuck: Mapping[str, Finding]) -> str:
     kind = CLASSES[row.sighting]
     if row.task_id in stuck and row.sighting in {UNACKED, HELD}:
         return STUCK
-    if row.effect and kind in {LOST, UNKNOWN}:
+    if row.effect and row.sighting in {NOWHERE, BEYOND, BEGUN}:  # where a place was silent, it may still run
         return FINISHED
     # That it did not happen, and that it is nowhere: only what could not be seen leaves it open.
     return LOST if row.effect is False and row.sighting == BEYOND else kind

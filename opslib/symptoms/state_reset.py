@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 
 from opslib.facts import StateNow
@@ -27,9 +28,10 @@ def actions(rows: Iterable[StateNow], *, step: str = "") -> Iterator[Action]:
             copies=(Copy(place="row", key=row.name),),
             row=RowChange(table=table, key=row.key, was=row.now, becomes=row.idle),
             step=step,
-            effect=f"The row of {row.table} is set from {_told(row.now)} to {_told(row.idle)}, if it still holds that.",
+            # What it holds may be about somebody; the plan compares it, and shows it nowhere.
+            effect=f"Of the row of {row.table}, {_columns(row.idle)} become idle, if they still hold what was seen.",
         )
 
 
-def _told(values: str) -> str:
-    return values.strip("{}").replace('"', "") or "nothing"
+def _columns(values: str) -> str:
+    return " and ".join(json.loads(values))

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 from opslib import database as databases
-from opslib.collectors import circulation
+from opslib.collectors import circulation, mentions
+from opslib.collectors.marks import Marks
 from opslib.collectors.results import UNREADABLE
 from opslib.errors import OpsError
 from opslib.facts import FINAL_STATES
@@ -50,6 +51,7 @@ class Lost:
 
     def _held_back(self, actions: Sequence[Action]) -> dict[int, str]:
         """Return why tasks are not sent; in the order in which one moves on: circulation, result, row."""
+        _ = self._carried  # read first: what it names is sent later, and then in circulation
         if unseen := self._circulation.unseen:
             why = f"Whether it is still on its way was not wholly seen: {' '.join(unseen)} It was not sent."
             return dict.fromkeys((action.id for action in actions), why)
@@ -76,6 +78,8 @@ class Lost:
         spelled = action.subject.encode("utf-8", "surrogateescape")
         if any(spelled in raw for raw in self._circulation.damaged):
             return "A message that cannot be decoded names it. It was not sent."
+        if action.subject in self._carried:
+            return "Another task's message names it: it may be sent once that has run. It was not sent."
         if state in FINAL_STATES or state == UNREADABLE:
             return f"It has a result by now: {state}. It was not sent again."
         row = cast("RowChange", action.row)
@@ -92,6 +96,13 @@ class Lost:
     @cached_property
     def _database(self) -> Database:
         return databases.connect(self._primitive.broker.target)
+
+    @cached_property
+    def _carried(self) -> Marks:
+        carried = Marks()
+        home = self._primitive.broker.home or self._primitive.broker
+        mentions.carried(home, carried.note, timeout_s=_ANSWER_S)
+        return carried.sealed()
 
     @cached_property
     def _circulation(self) -> Circulation:

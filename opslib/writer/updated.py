@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from opslib import database as databases
 from opslib import tables
-from opslib.collectors import task_rows
+from opslib.collectors import circulation, task_rows
 from opslib.collectors.results import States
 from opslib.errors import OpsError
 from opslib.plan import Action, Outcome, RowChange, Status
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Rows of one transaction.
 _PAGE = 1_000
+#: Nodes that answer are not waited for.
+_ANSWER_S = 5.0
 
 
 def update(primitive: Primitive, actions: Sequence[Action], free: Callable[[], Path]) -> list[Outcome]:
@@ -142,6 +144,7 @@ class _Many:
     only: RowSelection
     kept: int = 0
     beyond: int = 0
+    busy: int = 0
     letters: Counter[str] = field(default_factory=Counter)
     halted: str = ""
 
@@ -187,7 +190,8 @@ class _Many:
 
     def _meant(self, table: Mapped, sources: Results, room: int) -> Iterator[Kept]:
         """Yield the rows that fit and whose tasks have ended, as they are at this moment."""
-        id_, status, last_run = (table.columns[name].name for name in ("id", "status", "last_run"))
+        id_, status, last_run, task_id = (table.columns[name].name for name in ("id", "status", "last_run", "task_id"))
+        held = circulation.read(self.primitive.broker.home or self.primitive.broker, timeout_s=_ANSWER_S)
         for page in task_rows.pages(self.database, table, size=_PAGE):
             fitting = [row for row in page if row.task_id and self.only.fits(row.task, row.status, row.at)]
             states = sources.of([row.task_id for row in fitting])
@@ -196,13 +200,16 @@ class _Many:
             for row in fitting:
                 if states.get(row.task_id) != self.only.state:
                     continue
+                if row.task_id in held:  # it was sent again, and its result is of before
+                    self.busy += 1
+                    continue
                 if self.kept >= room:
                     self.beyond += 1
                     continue
                 self.kept += 1
                 meant = Change(
                     key={id_: cells.kept(row.key)},
-                    held={last_run: cells.kept(row.last_run)},
+                    held={last_run: cells.kept(row.last_run), task_id: cells.kept(row.stored_id)},
                     old={status: row.status},
                     new={status: self.only.becomes},
                 )
@@ -218,6 +225,7 @@ class _Many:
         said += [f"{n:,} were changed meanwhile, and stay." for n in (letters[CHANGED],) if n]
         said += [f"{n:,} are gone." for n in (letters[GONE],) if n]
         said += [f"{n:,} are locked by another transaction, and stay: run it again." for n in (letters[LOCKED],) if n]
+        said += [f"{n:,} can still be run, and stay." for n in (self.busy,) if n]
         said += [f"{self.beyond:,} more fit than were planned, and stay: run it again."] if self.beyond else []
         if self.halted:
             return Outcome(action=self.action, status=Status.FAILED, reason=" ".join([*said, self.halted]))

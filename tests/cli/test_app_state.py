@@ -78,11 +78,11 @@ def test_it_is_shown(url: str) -> None:
 
 
 def test_without_apply_it_is_only_planned(url: str) -> None:
-    """It says from what to what."""
+    """It says which columns, and not what they hold: that may be about somebody."""
     done = call("app", "reset", "agent")
 
-    assert "busy" in done.out
-    assert "idle" in done.out
+    assert "status and current_task become idle" in " ".join(done.out.split())
+    assert "4711" not in done.out
     assert held(url) == BEFORE
 
 

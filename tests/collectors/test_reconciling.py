@@ -64,9 +64,9 @@ def shop(broker, redis, tmp_path):
     url = tables.sqlite(tmp_path / "shop.db")
     tables.make(url)
 
-    def seen(*rows, says=None, **asked):
+    def seen(*rows, says=None, mapped=None, **asked):
         tables.add(url, [{"status": "SCHEDULED", "last_run": tables.at(30 * 3600), **row} for row in rows])
-        table = resolved("tasks", TaskTable(preset="task-manager", **(says or {})), "tasks")
+        table = resolved("tasks", mapped or TaskTable(preset="task-manager", **(says or {})), "tasks")
         target = msgspec.structs.replace(broker.target, database_url=url, task_tables={"tasks": table})
         return reconciling.reconcile(connect(target), **asked)
 
@@ -86,6 +86,11 @@ def sightings(seen):
     for row in seen.counts:
         found[row.sighting] += row.count
     return dict(found)
+
+
+def _link(task_id):
+    """Return a later task of a chain, as its first message has it."""
+    return {"task": "tests.second", "args": [], "options": {"task_id": task_id}}
 
 
 @pytest.mark.usefixtures("sure")
@@ -145,14 +150,22 @@ class TestLooking:
     def test_a_task_of_a_chain_is_not_lost_before_its_turn(self, shop, redis):
         """It is in no message of its own yet, but in that of the one before it."""
         message = envelope("tests.first")
-        after = {"chain": [{"task": "tests.second", "args": [], "options": {"task_id": tables.task_id(1)}}]}
+        after = {"chain": [_link(tables.task_id(1)), _link("order-17")]}
         message["body"] = base64.b64encode(json.dumps([[], {}, after]).encode()).decode()
         redis.lpush("celery", json.dumps(message))
 
-        seen = shop({"task_id": tables.task_id(1)}, {"task_id": tables.task_id(2)})
+        seen = shop(*({"task_id": each} for each in (tables.task_id(1), "order-17", tables.task_id(2))))
 
-        assert sightings(seen) == {UNSEEN: 1, NOWHERE: 1}
+        assert sightings(seen) == {UNSEEN: 2, NOWHERE: 1}
         assert "may be sent once that has run" in next(row.why for row in seen.counts if row.sighting == UNSEEN)
+
+    def test_one_id_is_found_however_it_is_spelled(self, shop, redis):
+        """Some databases keep a UUID without its dashes, some in capitals."""
+        ids = [seed_waiting(redis).task_id, seed_result(redis, "SUCCESS")]
+
+        seen = shop({"task_id": ids[0].replace("-", "")}, {"task_id": ids[1].upper()})
+
+        assert sightings(seen) == {WAITING: 1, ENDED: 1}
 
     def test_ids_that_are_none_are_looked_for_as_they_are(self, shop, redis):
         """A path, markup, a very long one; and none at all."""
@@ -331,7 +344,8 @@ class TestHorizon:
             ("rediss://cache/", {}, "Redis database 0"),
             ("redis://cache/1", {"global_keyprefix": "app:"}, "Redis database 1 with prefix 'app:'"),
             ("sentinel://a:26379/2;sentinel://b:26379/2", None, "Redis database 2"),
-            ("db+postgresql://u:**@h/x", None, "db"),
+            ("db+postgresql://u:**@h:5432/x", None, "db h/x"),
+            ("db+sqlite:////srv/results.db", None, "db /srv/results.db"),
             ("django-db", None, "django-db"),
             (None, None, "nowhere"),
         ],
@@ -358,8 +372,10 @@ class TestHorizon:
 
     def test_a_table_that_is_the_backend_needs_no_life_of_results(self):
         """But nodes have to store there."""
-        assert self.why(in_table=True, backends=("django-db",), expires_s=1.0) == ""
-        assert "not in this table" in self.why(in_table=True)
+        here = frozenset({"django-db"})
+        assert self.why(in_table=True, backends=("django-db",), here=here, expires_s=1.0) == ""
+        assert "not in this table" in self.why(in_table=True, here=here)
+        assert "may be another's" in self.why(in_table=True, backends=("django-db",), here=here, ignored={})
 
     @pytest.mark.parametrize(
         ("setting", "life_s"),
@@ -408,7 +424,7 @@ class TestVerifiers:
         """Return the only row, after its verifier was asked, with its class."""
         with tables.connected(shop.url) as connection:
             connection.execute(sa.text("CREATE TABLE hook (id integer PRIMARY KEY, delivered boolean)"))
-            connection.execute(sa.text("INSERT INTO hook VALUES (1, true), (2, false), (3, NULL)"))
+            connection.execute(sa.text("INSERT INTO hook VALUES (1, true), (2, false), (3, NULL), (4, 'FAILED')"))
         says = {"verify": {"orders.*": Verifier(**(verifier or {"sql": self.SQL}))}}
         row = {"task_id": tables.task_id(1), "arguments": arguments}
         seen = shop(row, says=says, check_execution=True)
@@ -427,6 +443,7 @@ class TestVerifiers:
             ({}, "unknown", "no argument 'hook'"),
             ({"hook": "1; DROP TABLE hook"}, "lost", "found nothing"),
             ({"hook": [1]}, "lost", "found nothing"),
+            ({"hook": 4}, "unknown", "neither true nor false"),
         ],
     )
     def test_a_query_decides(self, shop, arguments, kind, said):
@@ -573,3 +590,40 @@ class TestASearch:
 
         assert next(row for row in seen.coverage if row.place == task_rows.PLACE).silent == 1
         assert seen.places[waiting] == ["waiting"]
+
+
+@pytest.mark.usefixtures("sure")
+class TestWhatIsSentAgain:
+    """Only what is lost, whole, and not known to have happened."""
+
+    def planned(self, shop, *rows, **says):
+        """Return the kinds and rows of the actions that a plan would have."""
+        seen = shop(*rows, with_arguments=True, says=says)
+        plan = reconcile_tasks.plan(seen, [], LIMITS, resend=True, queue="celery")
+        return [(str(action.kind), action.subject) for action in plan]
+
+    def test_a_task_with_its_arguments_is_sent(self, shop):
+        """An empty object says that it had none; what is missing, or no JSON of Celery's, says nothing."""
+        rows = [{"task_id": tables.task_id(n), "arguments": each} for n, each in enumerate([{}, {"a": 1}, [1, 2]])]
+
+        assert self.planned(shop, *rows) == [("send", tables.task_id(n)) for n in range(3)]
+
+    def test_one_whose_table_has_no_arguments_is_not(self, shop):
+        """It would run without what it was given."""
+        columns = {each: each for each in ("id", "task_id", "status", "last_run", "task_name", "task_module")}
+        table = TaskTable(table=tables.TASK_MANAGER, columns=columns, open=["SCHEDULED"], closed=["DONE"])
+        tables.add(shop.url, [{"task_id": tables.task_id(1), "status": "SCHEDULED", "last_run": tables.at(DAY_S * 2)}])
+        seen = shop(mapped=table, with_arguments=True)
+
+        assert sightings(seen) == {NOWHERE: 1}
+        assert not reconcile_tasks.plan(seen, [], LIMITS, resend=True, queue="celery").actions
+
+    @pytest.mark.parametrize(
+        ("sql", "sent"),
+        [("SELECT false", True), ("SELECT NULL", False), ("SELECT true", False), ("SELECT no_such_column", False)],
+    )
+    def test_with_a_verifier_only_what_it_says_did_not_happen(self, shop, sql, sent):
+        """One that fails or does not know says nothing."""
+        found = self.planned(shop, {"task_id": tables.task_id(1), "arguments": {}}, verify={"*": Verifier(sql=sql)})
+
+        assert (("send", tables.task_id(1)) in found) is sent

@@ -32,7 +32,7 @@ def test_a_row_of_the_backend_whose_node_died_is_lost_and_one_that_runs_is_not(t
     """STARTED says that no result was ever stored: no life of results has to be known."""
     table = BACKENDS[preset]
     if preset == "celery":
-        given = {"conf": {"result_backend": f"db+{postgres_url}"}}
+        given = {"conf": {"result_backend": f"db+{postgres_url}", "result_extended": True}}
     else:
         tables.django(postgres_url)
         given = {

@@ -201,6 +201,28 @@ class TestCompareAndSet:
         done = {1, 6, 7, 8, 9, 10}
         assert look(url) == {n: ("DONE" if n in done else row[0], *row[1:]) for n, row in before.items()}
 
+    def test_a_task_that_was_sent_again_stays_whatever_its_old_result_says(self, site, redis, url):
+        """Its message waits; the result is of before."""
+        fill(redis, url, 3, ended=range(1, 4))
+        seed_waiting(redis, task_id=task_id(2))
+
+        (outcome,) = run(site, settling(3))
+
+        assert outcome.reason == "2 rows were set to DONE. 1 can still be run, and stay."
+        assert {n: row[0] for n, row in look(url).items()} == {1: "DONE", 2: "SCHEDULED", 3: "DONE"}
+
+    def test_a_row_that_was_given_another_task_meanwhile_stays(self, site, redis, url, monkeypatch):
+        """The end of the first attempt is not that of the second."""
+        fill(redis, url, 2, ended=range(1, 3))
+        monkeypatch.setattr(
+            updated.points, "passed", lambda name: name == "after-vault" and change(url, 1, task_id="new")
+        )
+
+        (outcome,) = run(site, settling(2))
+
+        assert outcome.reason == "1 row was set to DONE. 1 were changed meanwhile, and stay."
+        assert look(url)[1][0] == "SCHEDULED"
+
     def test_a_single_row(self, site, redis, url):
         """Its key as text, its instant however a driver spells it."""
         fill(redis, url, 3)
