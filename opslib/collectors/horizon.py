@@ -252,7 +252,7 @@ def _server(broker: Broker, now: float) -> tuple[float, str]:
         return inf, "The server has evicted keys to save memory, and a result may have been among them."
     if int(info.get("maxmemory", 0)) and str(info.get("maxmemory_policy", "noeviction")) != "noeviction":
         ago = spell(now - started_at)
-        return started_at, f"The server may evict keys, and counts what it evicted only since it was started, {ago} ago."
+        return started_at, f"The server may evict keys, and knows what it evicted only since its start, {ago} ago."
     if not int(info.get("aof_enabled", 0)):
         ago = spell(now - started_at)
         return started_at, f"The server was started {ago} ago and keeps no log of changes: a result may be lost since."
