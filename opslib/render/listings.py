@@ -99,6 +99,7 @@ def faults(rows: Sequence[Fault]) -> Table:
         ],
         rows=[(row.runbook, row.code, row.task, row.subject, row.what) for row in rows],
         caption="`ops run NAME --target demo` finds it, whichever stands at its left.",
+        limit=len(rows) or 1,
     )
 
 
