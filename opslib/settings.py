@@ -372,7 +372,13 @@ def _demo() -> Target:
             "thresholds": {"stuck_after": "3s"},
             "app_keys": app_keys,
             "database_url": ledger.url(running.folder),
-            "task_tables": {"tasks": {"preset": "task-manager", "verify": {ledger.HOOKS: {"sql": ledger.DELIVERED}}}},
+            "task_tables": {
+                "tasks": {
+                    "preset": "task-manager",
+                    "chains": False,
+                    "verify": {ledger.HOOKS: {"sql": ledger.DELIVERED}},
+                }
+            },
             "state_rows": {"agent": {"table": "agent_state", "key": {"id": ledger.AGENT}, "idle": ledger.IDLE}},
         },
         {

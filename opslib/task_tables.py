@@ -57,6 +57,9 @@ class TaskTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
         results: Whether it is the result backend itself, so that an open row says that no result was ever stored.
 
+        chains: Whether its tasks may come after others, in a chain or a chord. One of these is in no message as long as
+            the one before it runs, so that nobody can call it lost then.
+
         verify: How the effect of tasks is looked for, by their name or a glob of it.
     """
 
@@ -68,6 +71,7 @@ class TaskTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     becomes: dict[str, str] = {}
     zone: str = ""
     results: bool = False
+    chains: bool = True
     verify: dict[str, Verifier] = {}
 
 
@@ -155,6 +159,7 @@ def resolved(name: str, given: TaskTable, where: str) -> TaskTable:
         becomes={**becomes, **given.becomes} or _itself(closed),
         zone=given.zone or base.zone or "UTC",
         results=given.results or base.results,
+        chains=given.chains,
         verify=given.verify,
     )
     _check(made, where)

@@ -193,6 +193,7 @@ def _everywhere(
         dead=dead.sealed(),
         aside=aside.sealed(),
         carried=carried.sealed(),
+        running=_running(seen),
         unseen=unseen[0] if unseen else "",
         horizon=known,
         damaged=damaged,
@@ -201,6 +202,18 @@ def _everywhere(
     partial = [row for look in looks for row in look.coverage if row.silent]
     here = {row.place for row in seen.coverage}
     return places, [*said, settings, *(row for row in partial if row.place not in here)]
+
+
+def _running(seen: Snapshot) -> str:
+    """Return what is not seen of tasks that run and whose messages are gone: which ones they will send at their end."""
+    delivered = {message.task_id for message in seen.unacked}
+    count = sum(task.place == "active" and task.task_id not in delivered for task in seen.held)
+    if not count:
+        return ""
+    run = "1 task runs whose message is" if count == 1 else f"{count:,} tasks run whose messages are"
+    return (
+        f"{run} gone, and this one may come after it in a chain; chains = false in ops.toml says that there are none."
+    )
 
 
 def _opaque(look: Circulation) -> int:

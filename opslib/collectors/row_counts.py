@@ -54,6 +54,9 @@ class Places:
     Attributes:
         unseen: Why nobody can say of a task that is not among them that it is nowhere; empty if that was seen.
 
+        running: Why nobody can call a task lost that may come after another one; empty where none runs whose message is
+            gone.
+
         carried: Every id that a message names, its own among them.
 
         damaged: Messages that no node could run, one after the other; what they say besides is all there is to know.
@@ -65,6 +68,7 @@ class Places:
     dead: Marks
     aside: Marks
     carried: Marks
+    running: str
     unseen: str
     horizon: Horizon
     damaged: bytes = b""
@@ -141,7 +145,10 @@ class Count:
         else:
             states = stored.of([row.task_id for row in old if row.task_id])
         for row in old:
-            self._add(table, row, *self._sighted(row, states, in_table=in_table, unread=stored.unread))
+            where, state, why = self._sighted(row, states, in_table=in_table, unread=stored.unread)
+            if where == NOWHERE and table.says.chains and self.places.running:
+                where, why = UNSEEN, self.places.running
+            self._add(table, row, where, state, why)
 
     def _sighted(self, row: Row, states: Mapping[str, str], *, in_table: bool, unread: str) -> tuple[str, str, str]:
         """Return where the task of a row was met, the state of its result, and what stands against a verdict."""

@@ -53,7 +53,7 @@ def test_a_row_of_the_backend_whose_node_died_is_lost_and_one_that_runs_is_not(t
             name="shop",
             broker_url=trial.server.url,
             database_url=postgres_url,
-            task_tables={preset: resolved(preset, TaskTable(preset=preset), preset)},
+            task_tables={preset: resolved(preset, TaskTable(preset=preset, chains=False), preset)},
         )
     )
 
@@ -81,7 +81,7 @@ def test_a_node_that_died_between_the_work_and_the_row_is_told_by_the_effect(tri
     doomed.kill()
 
     def told(**says):
-        table = resolved("tasks", TaskTable(preset="task-manager", **says), "tasks")
+        table = resolved("tasks", TaskTable(preset="task-manager", chains=False, **says), "tasks")
         target = settings.Target(
             name="shop", broker_url=trial.server.url, database_url=postgres_url, task_tables={"tasks": table}
         )
@@ -93,3 +93,31 @@ def test_a_node_that_died_between_the_work_and_the_row_is_told_by_the_effect(tri
     assert told() == ("lost", [("send", "works")])
     query = "SELECT true FROM done WHERE task_id = :task_id"
     assert told(verify={"tests.*": Verifier(sql=query)}) == ("finished but open", [("update", "DONE")])
+
+
+def test_a_later_link_of_a_chain_is_not_lost_while_the_earlier_one_runs(trial, postgres_url):
+    """Its earlier one has acknowledged its message: no message names it, and none but that node knows of it."""
+    tables.make(postgres_url)
+    until(lambda: int(trial.redis.info("server")["uptime_in_seconds"]) >= 2, 30, "the server has been up")
+    worker = trial.worker(queues="links", conf={"task_track_started": False})
+    link = tables.task_id(4711)
+    chain = trial.app.signature("tests.hang") | trial.app.signature("tests.ok", task_id=link)
+    first = chain.apply_async(queue="links").parent.id
+    trial.until_running(first)
+    until(lambda: first not in trial.unacked(), DEADLINE_S, "its message is acknowledged")
+    row = {"task_module": "tests", "task_name": "ok", "task_id": link, "status": "SCHEDULED"}
+    tables.add(postgres_url, [{**row, "last_run": tables.at(0)}])
+
+    def told(**says):
+        table = resolved("tasks", TaskTable(preset="task-manager", **says), "tasks")
+        target = settings.Target(
+            name="shop", broker_url=trial.server.url, database_url=postgres_url, task_tables={"tasks": table}
+        )
+        (sample,) = reconcile_tasks.classify(reconcile(connect(target), hours=0, answer_within="10s"), LIMITS).samples
+        return sample.kind, sample.evidence
+
+    kind, evidence = told()
+    assert kind == "unknown"
+    assert "may come after it in a chain" in evidence
+    assert told(chains=False)[0] == "lost"
+    worker.kill()

@@ -30,6 +30,7 @@ database_url = "env:SHOP_DATABASE"
 stuck_after = "1s"
 [targets.shop.task_tables.tasks]
 preset = "task-manager"
+chains = false
 [targets.shop.task_tables.tasks.verify."tests.effect_*"]
 sql = "SELECT delivered, 'hook ' || id FROM hook WHERE id = :hook"
 """
