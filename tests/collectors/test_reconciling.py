@@ -15,9 +15,11 @@ import sqlalchemy as sa
 
 from opslib import progress
 from opslib.broker import connect
-from opslib.collectors import care, horizon, reconciling, task_rows
+from opslib.collectors import care, circulation, horizon, mentions, reconciling, results, task_rows
+from opslib.collectors.circulation import Circulation
 from opslib.collectors.find import find
 from opslib.collectors.horizon import Horizon
+from opslib.collectors.marks import Marks
 from opslib.errors import BadParameter, DatabaseUnreachable, SettingsError
 from opslib.facts import Coverage
 from opslib.facts.rows import (
@@ -627,3 +629,80 @@ class TestWhatIsSentAgain:
         found = self.planned(shop, {"task_id": tables.task_id(1), "arguments": {}}, verify={"*": Verifier(sql=sql)})
 
         assert (("send", tables.task_id(1)) in found) is sent
+
+
+@pytest.mark.usefixtures("sure")
+class TestGuards:
+    """Each of what keeps a row from being called lost, by itself."""
+
+    def test_a_task_that_only_the_second_look_meets_is_on_its_way(self, shop, monkeypatch):
+        """One that is retried goes back while the first look goes on."""
+        met = Marks()
+        met.note(tables.task_id(1))
+        looks = iter([Circulation(), Circulation(_marks=met.sealed())])
+        monkeypatch.setattr(circulation, "read", lambda *_, **__: next(looks))
+
+        assert sightings(shop({"task_id": tables.task_id(1)}, {"task_id": tables.task_id(2)})) == {
+            WAITING: 1,
+            NOWHERE: 1,
+        }
+
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_a_place_that_one_of_two_looks_did_not_see_leaves_all_open(self, shop, monkeypatch, which):
+        """Whichever it was."""
+        looks = [Circulation(), Circulation()]
+        looks[which] = Circulation(unseen=("unacked: refused.",))
+        monkeypatch.setattr(circulation, "read", lambda *_, **__: looks.pop(0))
+
+        assert sightings(shop({"task_id": tables.task_id(1)})) == {UNSEEN: 1}
+
+    def test_a_node_that_did_not_say_how_results_are_stored_leaves_all_open(self, shop, monkeypatch):
+        """It may be the one that ignores them."""
+        silent = Coverage(place="settings", seen=1, silent=1, note="1 node did not say how results are stored.")
+        monkeypatch.setattr(horizon, "read", lambda *_, **__: (SURE, silent))
+
+        assert sightings(shop({"task_id": tables.task_id(1)})) == {UNSEEN: 1}
+
+    def test_messages_that_are_compressed_leave_all_open(self, shop, monkeypatch):
+        """Nobody knows what comes after their tasks."""
+        monkeypatch.setattr(mentions, "carried", lambda *_, **__: 3)
+
+        assert sightings(shop({"task_id": tables.task_id(1)})) == {UNSEEN: 1}
+
+    def test_results_that_cannot_be_read_leave_all_open(self, shop, monkeypatch):
+        """From the row on at which they could not."""
+
+        def broken(self, ids):
+            assert ids
+            self.unread = "Results: the server is loading its data"
+            return {}
+
+        monkeypatch.setattr(results.States, "of", broken)
+
+        assert sightings(shop({"task_id": tables.task_id(1)})) == {UNSEEN: 1}
+
+    def test_an_effect_closes_nothing_where_a_place_was_silent(self, shop, redis):
+        """The task may run there right now."""
+        seed_waiting(redis)
+        redis.lpush("celery", json.dumps({"headers": {"id": tables.task_id(1)}}))
+        says = {"verify": {"*": Verifier(sql="SELECT true")}}
+        seen = shop({"task_id": tables.task_id(1), "arguments": {}}, says=says, check_execution=True)
+        (sample,) = reconcile_tasks.classify(seen, LIMITS).samples
+
+        assert (sample.row.sighting, sample.row.effect, sample.kind) == (UNSEEN, True, "unknown")
+
+    def test_a_server_that_may_evict_knows_it_only_since_its_start(self, broker, redis):
+        """What it evicted before, nobody counts any more."""
+        assert not int(redis.info("stats")["evicted_keys"])
+        known = dict(redis.info())
+
+        class Said:
+            """A client of the results that says what a server of another setting would."""
+
+            def info(self):
+                return {**known, "aof_enabled": 1, "maxmemory": 1 << 20, "maxmemory_policy": "volatile-lru"}
+
+        since_at, said = horizon._server(replace(broker, results=Said()), NOW)
+
+        assert NOW - 7 * DAY_S < since_at <= NOW
+        assert "may evict keys" in said
