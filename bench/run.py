@@ -16,7 +16,8 @@ from pathlib import Path
 
 import typer
 
-from opslib import broker, collectors, settings
+from opslib import broker, settings
+from opslib.collectors import parts
 from opslib.collectors.queues import WINDOW_BYTES
 from opslib.demo import server
 
@@ -64,7 +65,8 @@ for question in ("active", "reserved", "scheduled", "stats", "active_queues"):
 COLLECT = """
 import json, time
 from redis import Redis
-from opslib import broker, collectors
+from opslib import broker
+from opslib.collectors import deployment
 largest, lrange = 0, Redis.lrange
 def noting(self, *args):
     global largest
@@ -77,7 +79,7 @@ def memory(name):  # not rusage: a child inherits its parent's peak there
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) * 1024
 before = memory("VmRSS")
 began = time.perf_counter()
-seen = collectors.collect(connected)
+seen = deployment.collect(connected)
 print(json.dumps({
     "took_s": time.perf_counter() - began,
     "read": sum(queue.read for queue in seen.queues),
@@ -251,7 +253,7 @@ def _node(url: str, name: str, pool: str, concurrency: int) -> Iterator[None]:
 def _until_answered(url: str, nodes: int = 1) -> None:
     deadline = time.monotonic() + 30
     connected = broker.connect(settings.Target(name="bench", broker_url=url))
-    while sum(row.answered for row in collectors.nodes(connected, answer_within="0.5s")[0]) < nodes:
+    while sum(row.answered for row in parts.nodes(connected, answer_within="0.5s")[0]) < nodes:
         if time.monotonic() > deadline:
             raise SystemExit("The workers did not come up.")
         time.sleep(0.1)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from opslib.broker import connect
-    from opslib.collectors import collect
     from opslib.collectors.backup import saves
     from opslib.collectors.beat import schedule
     from opslib.collectors.care import checkup
     from opslib.collectors.checkpoints import resumable
+    from opslib.collectors.deployment import collect
     from opslib.collectors.find import find
     from opslib.collectors.reconciling import reconcile
     from opslib.collectors.remains import remains
@@ -71,7 +71,7 @@ _HOMES = {
     "app_state": "opslib.collectors.state_rows",
     "apply": "opslib.writer",
     "checkup": "opslib.collectors.care",
-    "collect": "opslib.collectors",
+    "collect": "opslib.collectors.deployment",
     "connect": "opslib.broker",
     "depths": "opslib.render.depths",
     "failures": "opslib.render.failures",

@@ -16,7 +16,7 @@ from opslib.session import RunResult
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
-    from opslib.facts import Snapshot
+    from opslib.facts.snapshot import Snapshot
     from opslib.findings import Finding
     from opslib.plan import Outcome
     from opslib.records import RunRecord
@@ -113,7 +113,7 @@ def _judging(runbook: str, plan: Plan) -> Look:
     module = import_module(f"opslib.symptoms.{name.replace('-', '_')}")
 
     def look(broker: Broker, _: Sequence[Outcome]) -> tuple[Snapshot, list[Finding]]:
-        from opslib.collectors import collect
+        from opslib.collectors.deployment import collect
 
         seen = collect(broker, dead_letters=name == _DEAD)
         return seen, list(module.diagnose(seen, module.Thresholds.of(broker)))

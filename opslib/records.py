@@ -18,12 +18,12 @@ import msgspec
 
 from opslib import redact
 from opslib.errors import Exit
-from opslib.facts import Whereabouts
 from opslib.findings import Finding, Severity, Verdict, counted, verdict, worst_first
 from opslib.plan import Kind, Status
 
 if TYPE_CHECKING:
-    from opslib.facts import Area, Snapshot
+    from opslib.facts.care import Area
+    from opslib.facts.snapshot import Snapshot
     from opslib.plan import Outcome, Plan
 
 SCHEMA_VERSION = 1
@@ -169,7 +169,7 @@ def record(
         written: False leaves the writing to the caller: where no disk takes a record, it can still be told.
     """
     ctx = context()
-    scope = scope or ("tasks" if isinstance(before, Whereabouts) else "deployment")
+    scope = scope or before.scope
     unproven = _unproven(outcomes)
     remaining = [*(findings if remaining is None else remaining), *unproven]
     judged = verdict(remaining)

@@ -24,11 +24,11 @@ from redis import Redis
 from opslib import broker as brokers
 from opslib import catalog, records, settings, urls
 from opslib.cli import app
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.durations import seconds
 from opslib.envelope import digest
 from opslib.errors import Exit
-from opslib.facts import Coverage
+from opslib.facts.system import Coverage
 from opslib.findings import CODES, Finding, Severity
 from opslib.keys import Keyspace
 from opslib.plan import Action, Copy, Kind, Status

@@ -15,7 +15,7 @@ from redis import RedisError
 from opslib import broker as brokers
 from opslib import settings
 from opslib.broker import connect
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.errors import BrokerRefused, BrokerUnreachable, Exit, NotABroker
 from opslib.findings import Verdict, verdict
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose

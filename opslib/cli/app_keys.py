@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from opslib.broker import Broker
     from opslib.direct import Look
-    from opslib.facts import FoundKey, KeyScan, Snapshot, Whereabouts
+    from opslib.facts.app_keys import FoundKey, KeyScan
+    from opslib.facts.snapshot import Snapshot
+    from opslib.facts.whereabouts import Whereabouts
     from opslib.findings import Finding
     from opslib.plan import Outcome, Plan
 
@@ -61,7 +63,7 @@ def list_(
 
     from opslib.collectors import app_scan
     from opslib.errors import OpsError
-    from opslib.facts import Coverage
+    from opslib.facts.system import Coverage
     from opslib.render import app_values
 
     broker = output.open_broker(target, env_file)

@@ -70,7 +70,8 @@ def reset(
     """
     del verbose
     from opslib import plan as plans
-    from opslib.collectors import collect, state_rows
+    from opslib.collectors import state_rows
+    from opslib.collectors.deployment import collect
     from opslib.errors import NotFound
     from opslib.symptoms import state_reset
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from opslib.broker import Broker
     from opslib.direct import Look
-    from opslib.facts import Snapshot, TaskKey, Whereabouts
+    from opslib.facts.app_keys import TaskKey
+    from opslib.facts.snapshot import Snapshot
+    from opslib.facts.whereabouts import Whereabouts
     from opslib.findings import Finding
     from opslib.plan import Outcome, Plan
     from opslib.session import RunResult

@@ -56,7 +56,7 @@ def check(
     Example: ops config check --target prod
     """
     del verbose
-    from opslib.collectors import reach
+    from opslib.collectors.parts import reach
     from opslib.render import tables
 
     try:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from opslib.broker import Broker
-    from opslib.facts import DeadGroup, DeadLetter, Snapshot
+    from opslib.facts.dead import DeadGroup, DeadLetter
+    from opslib.facts.snapshot import Snapshot
     from opslib.letters import Letter
     from opslib.symptoms import letters_asked
 
@@ -321,7 +322,7 @@ def _entries(broker: Broker, seen: Snapshot, name: str) -> list[tuple[DeadLetter
 
 
 def _look(broker: Broker, timeout: str, *, window: str = "") -> Snapshot:
-    from opslib.collectors import collect
+    from opslib.collectors.deployment import collect
 
     return collect(broker, dead_letters=True, settle=window or "0.001s", answer_within=timeout)
 

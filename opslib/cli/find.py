@@ -13,7 +13,7 @@ from opslib.errors import Exit
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
-    from opslib.facts import Whereabouts
+    from opslib.facts.whereabouts import Whereabouts
     from opslib.findings import Finding
 
 Ids = Annotated[list[str], typer.Argument(metavar="TASK_ID...", help="One or more task ids.")]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from opslib.broker import Broker
-    from opslib.facts import Coverage
+    from opslib.facts.system import Coverage
 
 
 def form(output: Format, *, as_json: bool) -> Format:

@@ -10,7 +10,7 @@ from opslib.cli import changes, confirm, options, output
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
-    from opslib.facts import Quarantined
+    from opslib.facts.messages import Quarantined
 
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="Run that took the messages out of circulation.")]
 

@@ -49,7 +49,7 @@ def queues(
     Example: ops queues --target prod -o json
     """
     del verbose
-    from opslib.collectors import depths
+    from opslib.collectors.parts import depths
     from opslib.render import tables
 
     rows, coverage = depths(output.open_broker(target, env_file), answer_within=timeout)
@@ -81,7 +81,7 @@ def peek(
     del verbose
     from opslib import refusals
     from opslib.collectors import queues as collected
-    from opslib.facts import WaitingMessage
+    from opslib.facts.messages import WaitingMessage
     from opslib.render import tables
 
     broker = output.open_broker(target, env_file)
@@ -124,7 +124,7 @@ def purge(
     Example: ops queue purge celery --task 'shop.import*' --expired
     """
     del verbose
-    from opslib.collectors import depths
+    from opslib.collectors.parts import depths
     from opslib.symptoms import asked
 
     form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
@@ -297,7 +297,7 @@ def refuse_reserved(name: str, broker: Broker) -> None:
 def _consuming(
     kind: Kind, name: str, wanted: list[str], broker: Broker, form: options.Format, asks: changes.Ask
 ) -> NoReturn:
-    from opslib.collectors import nodes
+    from opslib.collectors.parts import nodes
     from opslib.symptoms import asked
 
     refuse_reserved(name, broker)
@@ -353,7 +353,7 @@ def _refuse_unknown(name: str, broker: Broker) -> None:
     Raises:
         NotFound: If it is unknown, with the nearest name.
     """
-    from opslib.collectors import depths
+    from opslib.collectors.parts import depths
 
     rows, coverage = depths(broker)
     known = [row.name for row in rows]
@@ -390,6 +390,6 @@ def _selection(glob: str, *, expired_at: float | None = None, limit: int = 0) ->
 
 
 def _is_consumed(name: str, broker: Broker) -> bool:
-    from opslib.collectors import nodes
+    from opslib.collectors.parts import nodes
 
     return any(name in row.queues for row in nodes(broker)[0] if row.answered)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from opslib.broker import Broker
     from opslib.direct import Look
-    from opslib.facts import Resumable, Snapshot
+    from opslib.facts.checkpoints import Resumable
+    from opslib.facts.snapshot import Snapshot
     from opslib.findings import Finding
     from opslib.plan import Outcome, Plan
     from opslib.session import RunResult

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from opslib.broker import Broker
-    from opslib.facts import Schedules, Snapshot
+    from opslib.facts.beat import Schedules
+    from opslib.facts.snapshot import Snapshot
     from opslib.findings import Finding
     from opslib.plan import Outcome
 

@@ -32,7 +32,8 @@ def stats(
     Example: ops stats --target prod
     """
     del verbose
-    from opslib.collectors import collect, task_rows
+    from opslib.collectors import task_rows
+    from opslib.collectors.deployment import collect
     from opslib.render import overview
 
     broker = output.open_broker(target, env_file)

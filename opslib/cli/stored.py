@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from opslib.broker import Broker
     from opslib.direct import Look
-    from opslib.facts import Snapshot, Stored
+    from opslib.facts.snapshot import Snapshot
+    from opslib.facts.stored import Stored
     from opslib.findings import Finding
     from opslib.plan import Outcome
     from opslib.retention import Retention

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from opslib.broker import Broker
-    from opslib.facts import Snapshot, Whereabouts
+    from opslib.facts.snapshot import Snapshot
+    from opslib.facts.whereabouts import Whereabouts
     from opslib.findings import Finding
     from opslib.plan import Outcome
 
@@ -198,7 +199,7 @@ def send(
     Example: ops task send shop.send_receipt --args '[4711]' --countdown 5m --apply
     """
     del verbose
-    from opslib.collectors import nodes
+    from opslib.collectors.parts import nodes
     from opslib.symptoms import sending
 
     form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)

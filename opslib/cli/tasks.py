@@ -12,7 +12,7 @@ from opslib.cli import options, output
 from opslib.errors import BadParameter
 
 if TYPE_CHECKING:
-    from opslib.facts import Snapshot
+    from opslib.facts.snapshot import Snapshot
     from opslib.symptoms.stuck_tasks import Thresholds
 
 
@@ -59,7 +59,7 @@ def tasks(
     Example: ops tasks --state retrying --target prod
     """
     del verbose
-    from opslib.collectors import collect
+    from opslib.collectors.deployment import collect
     from opslib.durations import seconds
     from opslib.render import listings
     from opslib.symptoms.stuck_tasks import Thresholds

@@ -12,7 +12,7 @@ from opslib.errors import BadParameter, near
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
-    from opslib.facts import Coverage, HeldTask, NodeInfo
+    from opslib.facts.system import Coverage, HeldTask, NodeInfo
     from opslib.plan import Action
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's name; `ops workers` lists them.")]
@@ -174,7 +174,7 @@ def limit(
 
 
 def _look(broker: Broker, timeout: str) -> tuple[list[NodeInfo], list[HeldTask], Coverage]:
-    from opslib.collectors import nodes
+    from opslib.collectors.parts import nodes
 
     return nodes(broker, answer_within=timeout)
 

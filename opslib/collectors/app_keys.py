@@ -11,7 +11,8 @@ import msgspec
 
 from opslib import redact, refusals, values
 from opslib.errors import BadParameter, OpsError
-from opslib.facts import Coverage, TaskKey
+from opslib.facts.app_keys import TaskKey
+from opslib.facts.system import Coverage
 from opslib.keys import RESULT, key_name, raw_name
 
 if TYPE_CHECKING:

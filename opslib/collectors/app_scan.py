@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from opslib import redact, refusals
 from opslib.collectors import keyspace
 from opslib.errors import BadParameter, Refused, near
-from opslib.facts import FoundKey, KeyScan
+from opslib.facts.app_keys import FoundKey, KeyScan
 from opslib.keys import key_name, raw_name
 from opslib.settings import TASK_ID, AppKey
 

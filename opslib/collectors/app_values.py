@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from opslib import redact, refusals
 from opslib.collectors.app_scan import known
 from opslib.errors import BadParameter
-from opslib.facts import AppValue
+from opslib.facts.app_keys import AppValue
 from opslib.keys import key_name, raw_name
 
 if TYPE_CHECKING:

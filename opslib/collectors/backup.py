@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from opslib import redact, refusals, values
 from opslib.collectors import keyspace, server, workers
 from opslib.durations import seconds
-from opslib.facts import Census, Coverage, Family, KeyPrint, Saves, Saving
+from opslib.facts.backup import Census, Family, KeyPrint, Saves, Saving
+from opslib.facts.system import Coverage
 from opslib.keys import DEAD, OWN, Keyspace, key_name, raw_name
 
 if TYPE_CHECKING:

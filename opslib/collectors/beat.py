@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from opslib import pidbox, redact, refusals, urls
-from opslib.collectors import MAX_KEYS, django_beat, entries, keyspace, looks, queues, redbeat
+from opslib.collectors import django_beat, entries, keyspace, looks, queues, redbeat
 from opslib.durations import seconds
 from opslib.errors import OpsError
-from opslib.facts import BeatLock, Coverage, ScheduleEntry, Schedules, SentTwice, Snapshot
+from opslib.facts.beat import BeatLock, ScheduleEntry, Schedules, SentTwice
+from opslib.facts.snapshot import Snapshot, parts_of
+from opslib.facts.system import Coverage
 from opslib.keys import RedBeat, raw_name
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ class _Kept:
 _message = msgspec.json.Decoder(_Message).decode
 
 
-def schedule(broker: Broker, *, answer_within: str = "1.5s", max_keys: int = MAX_KEYS) -> Schedules:
+def schedule(broker: Broker, *, answer_within: str = "1.5s", max_keys: int = keyspace.MAX_KEYS) -> Schedules:
     """
     Look at the schedule of a deployment, at its nodes, and at how much waits.
 
@@ -98,19 +100,18 @@ def schedule(broker: Broker, *, answer_within: str = "1.5s", max_keys: int = MAX
         django = django_beat.read(broker.target, seen.taken_at, expected=expected)
         names = {entry.name for entry in (*kept.entries, *django.entries)}
         known_to_nodes = list(entries.configured(conf.beat_schedule))
-        told = [row for row in known_to_nodes if row.name not in names]
+        unwritten = [row for row in known_to_nodes if row.name not in names]
         in_tables = [
             replace(row, is_static=any(row.name == each.name for each in known_to_nodes)) for row in django.entries
         ]
         twice, looked_at = _twice(broker, [queue.name for queue in seen.queues])
-    own = [] if kept.entries or in_tables or kept.elsewhere or expected else told  # it may be in beat's own file
+    own = [] if kept.entries or in_tables or kept.elsewhere or expected else unwritten  # it may be in beat's own file
     coverage = [*seen.coverage, *filter(None, [kept.coverage]), *django.coverage, *_coverage(seen, confs, own)]
     coverage.append(Coverage(place="newest messages", seen=looked_at, silent=0))
-    known = {each.name: getattr(seen, each.name) for each in fields(Snapshot)}
-    known["coverage"] = tuple(coverage)
-    every = (*kept.entries, *in_tables, *told)
+    every = (*kept.entries, *in_tables, *unwritten)
     return Schedules(
-        **known,
+        **parts_of(seen, but={"coverage"}),
+        coverage=tuple(coverage),
         entries=tuple(sorted(every, key=lambda row: (row.due_at is None, row.due_at or 0.0, row.name))),
         lock=kept.lock,
         interval_s=interval_s,

@@ -11,22 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import msgspec
 
 from opslib import pidbox, refusals
-from opslib.collectors import MAX_KEYS, MAX_MESSAGES, keyspace, looks, queues, task_rows, unacked
 from opslib.collectors import dead_letters as dead
+from opslib.collectors import keyspace, looks, queues, task_rows, unacked
 from opslib.durations import seconds
 from opslib.errors import BadParameter
-from opslib.facts import (
-    Care,
-    Coverage,
-    DeadLetters,
-    NodeCare,
-    Replica,
-    ResultLife,
-    ServerCare,
-    SlowCommand,
-    Snapshot,
-    TaskCare,
-)
+from opslib.facts.care import Care, NodeCare, Replica, ResultLife, ServerCare, SlowCommand, TaskCare
+from opslib.facts.dead import DeadLetters
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import Coverage
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -68,8 +60,8 @@ def checkup(
     settle: str = "2s",
     answer_within: str = "1.5s",
     sample: int = SAMPLE,
-    max_keys: int = MAX_KEYS,
-    max_messages: int = MAX_MESSAGES,
+    max_keys: int = keyspace.MAX_KEYS,
+    max_messages: int = queues.MAX_MESSAGES,
 ) -> Snapshot:
     """
     Look at everything: what is under way, dead letters, and what server, nodes and results say of their health.

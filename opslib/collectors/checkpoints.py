@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from opslib import checkpoints, letters, redact, refusals
-from opslib.collectors import MAX_KEYS, queues
+from opslib.collectors import keyspace, queues
 from opslib.collectors.find import find
 from opslib.envelope import Head, Unreadable, digest, head
 from opslib.errors import BadParameter, OpsError
-from opslib.facts import Checkpoint, Coverage, Resumable, Whereabouts
+from opslib.facts.checkpoints import Checkpoint, Resumable
+from opslib.facts.snapshot import parts_of
+from opslib.facts.system import Coverage
+from opslib.facts.whereabouts import Whereabouts
 from opslib.keys import key_name, raw_name
 
 if TYPE_CHECKING:
@@ -47,7 +50,12 @@ _decode_result = msgspec.json.Decoder(_Result).decode
 
 
 def resumable(
-    broker: Broker, ids: Iterable[str], *, settle: str = "", answer_within: str = "1.5s", max_keys: int = MAX_KEYS
+    broker: Broker,
+    ids: Iterable[str],
+    *,
+    settle: str = "",
+    answer_within: str = "1.5s",
+    max_keys: int = keyspace.MAX_KEYS,
 ) -> Resumable:
     """
     Look for the states of tasks, and for the tasks in every place; and the same for those that go on from them.
@@ -75,11 +83,15 @@ def resumable(
     coverage += unread
     known = list(dict.fromkeys([*asked, *(row.task_id for row in rows), *(row.resumed_as for row in rows)]))
     seen = find(broker, filter(None, known), settle=settle, answer_within=answer_within, max_keys=max_keys)
-    fields = {name: getattr(seen, name) for name in Whereabouts.__dataclass_fields__}
-    fields["coverage"] = (*seen.coverage, *coverage)
     with refusals.explained(broker.target.shown_broker):
-        told = _with_parameters(broker, seen, rows)
-    return Resumable(**fields, asked=tuple(asked), named=named, checkpoints=tuple(told))
+        checkpoints = tuple(_with_parameters(broker, seen, rows))
+    return Resumable(
+        **parts_of(seen, but={"coverage"}),
+        coverage=(*seen.coverage, *coverage),
+        asked=tuple(asked),
+        named=named,
+        checkpoints=checkpoints,
+    )
 
 
 def _left(broker: Broker, max_keys: int) -> tuple[list[str], list[Coverage]]:

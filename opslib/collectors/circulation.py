@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from opslib.collectors import keyspace, looks, queues, unacked, workers
 from opslib.collectors.marks import Marks
 from opslib.envelope import Head, head, peek
-from opslib.facts import Coverage
+from opslib.facts.system import Coverage
 
 if TYPE_CHECKING:
     from opslib.broker import Broker

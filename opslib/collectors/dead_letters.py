@@ -12,7 +12,8 @@ from opslib import letters, pidbox, redriving
 from opslib.collectors import queues, results
 from opslib.collectors.graves import Tally
 from opslib.envelope import Unreadable
-from opslib.facts import Coverage, DeadLetter, DeadLetters, DeadList
+from opslib.facts.dead import DeadLetter, DeadLetters, DeadList
+from opslib.facts.system import Coverage
 from opslib.keys import DEAD, key_name, raw_name
 from opslib.letters import Letter
 

@@ -15,8 +15,8 @@ from opslib.collectors import clocks, entries
 from opslib.durations import spell
 from opslib.envelope import digest
 from opslib.errors import OpsError
-from opslib.facts import Coverage, ScheduleEntry
-from opslib.facts.beat import DJANGO
+from opslib.facts.beat import DJANGO, ScheduleEntry
+from opslib.facts.system import Coverage
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Select

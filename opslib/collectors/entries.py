@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from opslib.durations import spell
-from opslib.facts import ScheduleEntry
-from opslib.facts.beat import CONFIGURATION
+from opslib.facts.beat import CONFIGURATION, ScheduleEntry
 
 #: Entries that are read; a schedule of more is told of as not wholly seen.
 MOST = 5_000

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from opslib import interrupts, pidbox, signatures
-from opslib.facts import Coverage, TaskEvents
+from opslib.facts.system import Coverage
+from opslib.facts.window import TaskEvents
 
 if TYPE_CHECKING:
     from redis.client import PubSub

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from opslib import refusals
 from opslib.collectors import (
-    MAX_KEYS,
     dead_letters,
     keyspace,
     looks,
@@ -24,7 +23,9 @@ from opslib.collectors import (
     workers,
 )
 from opslib.durations import seconds
-from opslib.facts import FINAL_STATES, Coverage, HeldTask, UnackedMessage, WaitingMessage, Whereabouts
+from opslib.facts.messages import UnackedMessage, WaitingMessage
+from opslib.facts.system import FINAL_STATES, Coverage, HeldTask
+from opslib.facts.whereabouts import Whereabouts
 from opslib.selection import Selection
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def find(
     in_tables: bool = False,
     settle: str = "",
     answer_within: str = "1.5s",
-    max_keys: int = MAX_KEYS,
+    max_keys: int = keyspace.MAX_KEYS,
 ) -> Whereabouts:
     """
     Look for tasks in every place.

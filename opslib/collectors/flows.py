@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from opslib.facts import Flow
+from opslib.facts.window import Flow
 from opslib.keys import raw_name
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opslib import letters, redriving
-from opslib.facts import DeadGroup, DeadLetter, DeadLetters, DeadList
+from opslib.facts.dead import DeadGroup, DeadLetter, DeadLetters, DeadList
 from opslib.letters import Letter
 
 #: Signatures that are told apart; letters of the others are counted as ungrouped.

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from opslib.collectors import keyspace, unacked, workers
-from opslib.facts import HeldTask, NodeInfo, UnackedMessage, UnreadableMessage
+from opslib.facts.messages import UnackedMessage, UnreadableMessage
+from opslib.facts.system import HeldTask, NodeInfo
 from opslib.keys import Binding
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import msgspec
 
 from opslib import pidbox, urls
 from opslib.durations import seconds, spell
-from opslib.facts import Coverage
+from opslib.facts.system import Coverage
 
 if TYPE_CHECKING:
     from opslib.broker import Broker

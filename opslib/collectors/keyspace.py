@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from opslib.facts import Coverage
+from opslib.facts.system import Coverage
 from opslib.keys import DEAD, OWN, Binding, key_name, raw_name
 
 if TYPE_CHECKING:
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Keys a SCAN step visits: at 250 other clients notice nothing (PERFORMANCE B).
 STEP = 250
+#: Keys of a database that a look visits at most, unless it is told otherwise.
+MAX_KEYS = 1_000_000
 #: A queue's name is bounded like everything that is kept.
 _MOST_LISTS = 5_000
 

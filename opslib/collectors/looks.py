@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from opslib.collectors import keyspace, queues, results, server, unacked, workers
 from opslib.durations import seconds
-from opslib.facts import Coverage, NodeInfo, Reading, Snapshot, WaitingMessage
+from opslib.facts.messages import WaitingMessage
+from opslib.facts.snapshot import Reading, Snapshot
+from opslib.facts.system import Coverage, NodeInfo
 from opslib.keys import OWN
 
 if TYPE_CHECKING:

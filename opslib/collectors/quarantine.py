@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 from opslib.collectors import queues
 from opslib.collectors.keyspace import STEP
 from opslib.envelope import Head, Unreadable, digest, head, unacked_head
-from opslib.facts import Coverage, Quarantined, QuarantinedMessage
+from opslib.facts.messages import Quarantined, QuarantinedMessage
+from opslib.facts.system import Coverage
 from opslib.keys import key_name, raw_name
 
 if TYPE_CHECKING:

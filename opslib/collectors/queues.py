@@ -13,7 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from opslib.envelope import Head, Unreadable, digest, head, instant, peek
-from opslib.facts import UNKNOWN_TASK, Coverage, ListInfo, QueueInfo, UnreadableMessage, WaitingMessage
+from opslib.facts.messages import UNKNOWN_TASK, UnreadableMessage, WaitingMessage
+from opslib.facts.system import Coverage, ListInfo, QueueInfo
 from opslib.keys import raw_name
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: What one reply may weigh. Asking for a whole list of a million stops every other client for seconds (PERFORMANCE 0).
 WINDOW_BYTES = 256 * 1024
+#: Waiting messages that a look reads at most, unless it is told otherwise.
+MAX_MESSAGES = 2_000_000
 _MOST_PER_WINDOW = 2_000
 #: Messages per page from the served end, where few are wanted.
 _PEEK = 50

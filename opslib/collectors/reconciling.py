@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from opslib import collectors, database, refusals, tables
+from opslib import database, refusals, tables
 from opslib.collectors import (
     circulation,
     dead_letters,
+    deployment,
     horizon,
     keyspace,
     mentions,
@@ -21,10 +22,14 @@ from opslib.collectors.marks import Marks
 from opslib.collectors.row_counts import MOST_GONE, Count, Places, Stored
 from opslib.durations import seconds
 from opslib.errors import BadParameter, DatabaseRefused, DatabaseUnreachable, SettingsError, near
-from opslib.facts import Coverage, Reconciled, SeenTable, Snapshot, StatusCount, TaskRow
 from opslib.facts.rows import (
     BEYOND,
+    Reconciled,
+    SeenTable,
+    TaskRow,
 )
+from opslib.facts.snapshot import Snapshot, parts_of
+from opslib.facts.system import Coverage, StatusCount
 from opslib.progress import Progress
 
 if TYPE_CHECKING:
@@ -96,7 +101,7 @@ def reconcile(
     mapped = _chosen(known_tables, table, broker)
     with refusals.explained(broker.target.shown_broker):
         with progress.phase("Looking at broker, nodes and results"):
-            seen = collectors.collect(broker, settle=settle, answer_within=answer_within)
+            seen = deployment.collect(broker, settle=settle, answer_within=answer_within)
         now = seen.taken_at.timestamp()
         with progress.phase("Looking for every task that can still be run"):
             places, rows_of_coverage = _everywhere(
@@ -123,10 +128,10 @@ def reconcile(
             gone = _whole(base, each, gone, progress, check=True, keep=True) if with_arguments else gone
     if with_arguments:  # of these no result could tell, and a verifier did
         gone += [row for row in samples if row.sighting == BEYOND and row.effect is False]
-    known_fields = {one.name: getattr(seen, one.name) for one in fields(Snapshot)}
-    known_fields |= {"coverage": (*seen.coverage, *rows_of_coverage), "statuses": tuple(statuses)}
     return Reconciled(
-        **known_fields,
+        **parts_of(seen, but={"coverage", "statuses"}),
+        coverage=(*seen.coverage, *rows_of_coverage),
+        statuses=tuple(statuses),
         database=base.shown,
         open_for_s=hours * 3600.0,
         tables=tuple(known),

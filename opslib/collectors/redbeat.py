@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 
 from opslib.collectors import entries
 from opslib.envelope import digest
-from opslib.facts import BeatLock, Coverage, ScheduleEntry
-from opslib.facts.beat import REDBEAT
+from opslib.facts.beat import REDBEAT, BeatLock, ScheduleEntry
+from opslib.facts.system import Coverage
 from opslib.keys import RedBeat, key_name, raw_name
 
 if TYPE_CHECKING:

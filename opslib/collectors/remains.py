@@ -21,7 +21,10 @@ from opslib.collectors.mentions import Mentions
 from opslib.durations import seconds
 from opslib.envelope import Unreadable, instant
 from opslib.errors import BadParameter, OpsError
-from opslib.facts import AppRemains, Coverage, OldKeys, OldQuarantine, OldReports, Quarantined, Remains, Stored
+from opslib.facts.messages import Quarantined
+from opslib.facts.remains import AppRemains, OldKeys, OldQuarantine, OldReports, Remains
+from opslib.facts.stored import Stored
+from opslib.facts.system import Coverage
 from opslib.keys import key_name, raw_name
 from opslib.retention import Retention
 

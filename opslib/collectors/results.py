@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from opslib.envelope import digest
-from opslib.facts import FINAL_STATES, Coverage, StoredResult
+from opslib.facts.system import FINAL_STATES, Coverage, StoredResult
 from opslib.keys import key_name, raw_name
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from opslib.collectors import results, task_rows
 from opslib.collectors.mentions import UUID
-from opslib.facts import FINAL_STATES, RowCount, TaskRow
 from opslib.facts.rows import (
     BEGUN,
     BEYOND,
@@ -26,8 +25,11 @@ from opslib.facts.rows import (
     UNACKED,
     UNSEEN,
     WAITING,
+    RowCount,
+    TaskRow,
     age_of,
 )
+from opslib.facts.system import FINAL_STATES
 
 if TYPE_CHECKING:
     from opslib.broker import Broker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opslib.facts import Coverage, ServerInfo
+from opslib.facts.system import Coverage, ServerInfo
 
 if TYPE_CHECKING:
     from opslib.broker import Broker

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from opslib import database, tables
 from opslib.collectors import task_rows
 from opslib.errors import NotFound, OpsError, near
-from opslib.facts import StateNow
+from opslib.facts.rows import StateNow
 
 if TYPE_CHECKING:
     from opslib.broker import Broker

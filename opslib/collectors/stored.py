@@ -13,8 +13,21 @@ from opslib.aging import Brief
 from opslib.collectors import circulation, keyspace, looks, pages
 from opslib.collectors.circulation import Circulation
 from opslib.durations import seconds
-from opslib.facts import Coverage, Leftover, Stored, StoredGroup
-from opslib.facts.stored import AGES, ASIDE, HELD, KEPT, OPAQUE, PAST, UNDATED, UNKNOWN_AGE
+from opslib.facts.snapshot import parts_of
+from opslib.facts.stored import (
+    AGES,
+    ASIDE,
+    HELD,
+    KEPT,
+    OPAQUE,
+    PAST,
+    UNDATED,
+    UNKNOWN_AGE,
+    Leftover,
+    Stored,
+    StoredGroup,
+)
+from opslib.facts.system import Coverage
 from opslib.keys import key_name, raw_name
 from opslib.retention import Retention, rule_of
 
@@ -288,7 +301,7 @@ def stored(
         *_undated(leftovers),
     )
     return Stored(
-        **{name: getattr(around, name) for name in around.__dataclass_fields__ if name != "coverage"},
+        **parts_of(around, but={"coverage"}),
         coverage=coverage,
         groups=count.rows(),
         site=site,

@@ -12,7 +12,8 @@ from uuid import UUID
 from opslib import redact
 from opslib.database import connect
 from opslib.errors import OpsError
-from opslib.facts import Coverage, StatusCount, TaskRow
+from opslib.facts.rows import TaskRow
+from opslib.facts.system import Coverage, StatusCount
 from opslib.tables import as_read, task_tables
 
 if TYPE_CHECKING:

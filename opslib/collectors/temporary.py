@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from opslib import settings
 from opslib import temporary as rules
 from opslib.durations import seconds
-from opslib.facts import TemporaryFile, TemporaryFiles
+from opslib.facts.remains import TemporaryFile, TemporaryFiles
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 from opslib.collectors.queues import WINDOW_BYTES, head_fields
 from opslib.envelope import Head, digest, unacked_head
-from opslib.facts import Coverage, UnackedMessage, UnreadableMessage
+from opslib.facts.messages import UnackedMessage, UnreadableMessage
+from opslib.facts.system import Coverage
 from opslib.keys import Binding, destinations, key_name
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from opslib import redact
 from opslib.errors import OpsError, SettingsError
-from opslib.facts import TaskRow
+from opslib.facts.rows import TaskRow
 
 if TYPE_CHECKING:
     from opslib.database import Database

@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from opslib.collectors import events, flows, workers
-from opslib.facts import Flow, Snapshot, Window
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.window import Flow, Window
 
 if TYPE_CHECKING:
     from opslib.broker import Broker

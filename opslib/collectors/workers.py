@@ -11,7 +11,7 @@ import msgspec
 from opslib import pidbox
 from opslib.durations import pace
 from opslib.envelope import instant
-from opslib.facts import Coverage, HeldTask, NodeInfo, TaskInfo
+from opslib.facts.system import Coverage, HeldTask, NodeInfo, TaskInfo
 
 if TYPE_CHECKING:
     from opslib.broker import Broker

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime
+from typing import Any, ClassVar
 
 from opslib.facts.care import Care
 from opslib.facts.dead import DeadLetters
@@ -42,6 +43,8 @@ class Snapshot(Reading):
     Everything that one collection saw; judged without touching the system again.
 
     Attributes:
+        scope: What the view is of: the whole `deployment`, or the `tasks` that were asked for.
+
         taken_at: Server time, aware UTC: every age is counted from here.
 
         broker: Its URL, without password.
@@ -64,6 +67,8 @@ class Snapshot(Reading):
 
         result_states: Results by state, over all that were read.
     """
+
+    scope: ClassVar[str] = "deployment"
 
     target: str
     broker: str
@@ -95,3 +100,8 @@ class Snapshot(Reading):
     def silent_places(self) -> tuple[Coverage, ...]:
         """The places of which some part was not seen."""
         return tuple(row for row in self.coverage if row.silent)
+
+
+def parts_of(seen: Snapshot, *, but: Collection[str] = ()) -> dict[str, Any]:
+    """Return what a view tells, to make one of a kind that tells more; `but` is what that one says by itself."""
+    return {each.name: getattr(seen, each.name) for each in fields(seen) if each.name not in but}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from opslib.facts.dead import DeadLetter
 from opslib.facts.messages import QuarantinedMessage, UnackedMessage, WaitingMessage
@@ -31,6 +32,8 @@ class Whereabouts(Snapshot):
 
         offspring: Messages of other ids that these tasks have sent, or their own offspring has.
     """
+
+    scope: ClassVar[str] = "tasks"
 
     ids: frozenset[str] = frozenset()
     selection: Selection | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from opslib.durations import spell
-from opslib.facts import AppValue, KeyScan
+from opslib.facts.app_keys import AppValue, KeyScan
 from opslib.render.grid import Cell, Column, Line, Table
 from opslib.render.words import plural, size
 

@@ -12,7 +12,7 @@ from opslib.render.grid import Cell, Column, Table
 from opslib.render.words import SIGNS, Row, row_of
 
 if TYPE_CHECKING:
-    from opslib.facts import Area
+    from opslib.facts.care import Area
 
 #: A notebook has no sheet of ours; a report drops this and brings its own, where a dark page is thought of too.
 STYLE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from opslib.durations import spell
-from opslib.facts import Backup, Census, Compared, Family, RestoreStep, Saves
+from opslib.facts.backup import Backup, Census, Compared, Family, RestoreStep, Saves
 from opslib.render import tables
 from opslib.render.grid import Cell, Column, Table
 from opslib.render.words import Row, clock, plural, row_of, size

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from opslib.durations import spell
-from opslib.facts import BeatLock, ScheduleEntry, Schedules
-from opslib.facts.beat import CONFIGURATION, REDBEAT
+from opslib.facts.beat import CONFIGURATION, REDBEAT, BeatLock, ScheduleEntry, Schedules
 from opslib.render import tables, words
 from opslib.render.grid import Cell, Column, Line, Table
 

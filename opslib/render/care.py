@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opslib.durations import spell
-from opslib.facts import Care, NodeCare, ServerCare
+from opslib.facts.care import Care, NodeCare, ServerCare
 from opslib.render import words
 from opslib.render.grid import Cell, Column, Table
 from opslib.render.words import clock, count, size

@@ -12,7 +12,8 @@ from opslib.render.pen import INK, LEFT, LETTER, QUIET, RIGHT, RULE, WIDTH, Char
 from opslib.render.words import age, clock, plural, shown
 
 if TYPE_CHECKING:
-    from opslib.facts import HeldTask, Snapshot
+    from opslib.facts.snapshot import Snapshot
+    from opslib.facts.system import HeldTask
 
 
 def ages(snapshot: Snapshot, *, stuck_after_s: float) -> Chart:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from opslib.durations import spell
-from opslib.facts import Checkpoint, Resumable
+from opslib.facts.checkpoints import Checkpoint, Resumable
 from opslib.render import whereabouts, words
 from opslib.render.grid import Cell, Column, Table
 

@@ -16,7 +16,7 @@ from opslib.render.grid import Cell, Column, Table
 from opslib.render.words import Row, age, clock, row_of, shown, size
 
 if TYPE_CHECKING:
-    from opslib.facts import DeadGroup, DeadLetter, DeadLetters, DeadList
+    from opslib.facts.dead import DeadGroup, DeadLetter, DeadLetters, DeadList
 
 _MOST_NAMED = 3
 _SIGNATURE = 160

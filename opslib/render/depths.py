@@ -11,7 +11,9 @@ from opslib.render.pen import ALARM, INK, LEFT, LETTER, QUIET, RIGHT, RULE, WIDT
 from opslib.render.words import age, clock, plural, shown
 
 if TYPE_CHECKING:
-    from opslib.facts import QueueInfo, Rate, Snapshot
+    from opslib.facts.rates import Rate
+    from opslib.facts.snapshot import Snapshot
+    from opslib.facts.system import QueueInfo
 
 #: Queues of one picture; those that hold less are only counted.
 MOST = 12

@@ -8,42 +8,20 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from opslib import records
-from opslib.facts import (
-    Area,
-    Backup,
-    Care,
-    Checkpoint,
-    Classes,
-    Coverage,
-    DeadGroup,
-    DeadLetter,
-    DeadLetters,
-    DeadList,
-    DrainNode,
-    HeldTask,
-    NodeInfo,
-    QueueInfo,
-    Rate,
-    Reconciled,
-    ResetChoice,
-    RestoreStep,
-    Resumable,
-    RetryingTask,
-    Sample,
-    Saves,
-    ScheduleEntry,
-    Schedules,
-    ServerInfo,
-    Snapshot,
-    StateNow,
-    Stored,
-    StoredResult,
-    TaskRetries,
-    UnackedMessage,
-    UnreadableMessage,
-    WaitingMessage,
-    Whereabouts,
-)
+from opslib.facts.backup import Backup, RestoreStep, Saves
+from opslib.facts.beat import ScheduleEntry, Schedules
+from opslib.facts.care import Area, Care
+from opslib.facts.checkpoints import Checkpoint, Resumable
+from opslib.facts.dead import DeadGroup, DeadLetter, DeadLetters, DeadList
+from opslib.facts.messages import UnackedMessage, UnreadableMessage, WaitingMessage
+from opslib.facts.rates import Rate
+from opslib.facts.resets import DrainNode, ResetChoice
+from opslib.facts.retries import RetryingTask, TaskRetries
+from opslib.facts.rows import Classes, Reconciled, Sample, StateNow
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.stored import Stored
+from opslib.facts.system import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, StoredResult
+from opslib.facts.whereabouts import Whereabouts
 from opslib.findings import Finding
 from opslib.plan import Outcome, Plan
 from opslib.records import RunRecord

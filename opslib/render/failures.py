@@ -13,7 +13,7 @@ from opslib.render.pen import INK, LETTER, QUIET, RIGHT, RULE, WIDTH, Chart, Pen
 from opslib.render.words import age, clock, plural, shown
 
 if TYPE_CHECKING:
-    from opslib.facts import DeadGroup
+    from opslib.facts.dead import DeadGroup
 
 #: Groups of one picture; of the smaller ones only their number is said.
 MOST = 10

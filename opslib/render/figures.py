@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from opslib.facts import FINAL_STATES
+from opslib.facts.system import FINAL_STATES
 from opslib.render import words
 from opslib.render.grid import Column, Line, Table
 

@@ -11,7 +11,8 @@ from opslib.render.grid import Column, Line, Table
 if TYPE_CHECKING:
     from opslib.catalog import Runbook
     from opslib.demo import Fault
-    from opslib.facts import Quarantined, QuarantinedMessage, Snapshot
+    from opslib.facts.messages import Quarantined, QuarantinedMessage
+    from opslib.facts.snapshot import Snapshot
     from opslib.records import RunRecord
     from opslib.render.prune import OldRun
     from opslib.writer.audited import Report

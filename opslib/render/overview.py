@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from opslib.facts import FINAL_STATES
+from opslib.facts.system import FINAL_STATES
 from opslib.render import rows as tables_of_tasks
 from opslib.render import tables
 from opslib.render.grid import Column, Table
 from opslib.render.words import compact, count, size
 
 if TYPE_CHECKING:
-    from opslib.facts import Snapshot
+    from opslib.facts.snapshot import Snapshot
 
 
 def figures(seen: Snapshot) -> dict[str, object]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from opslib.durations import spell
-from opslib.facts import DrainNode, ResetChoice
+from opslib.facts.resets import DrainNode, ResetChoice
 from opslib.plan import Kind, Outcome, Plan, Status
 from opslib.render import words
 from opslib.render.grid import Cell, Column, Table

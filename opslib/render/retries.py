@@ -15,7 +15,7 @@ from opslib.render.pen import INK, LETTER, QUIET, RIGHT, RULE, WIDTH, Chart, Pen
 from opslib.render.words import Row, age, plural, row_of, shown
 
 if TYPE_CHECKING:
-    from opslib.facts import RetryingTask, TaskRetries
+    from opslib.facts.retries import RetryingTask, TaskRetries
 
 #: Names of one picture; those with fewer tasks are only counted.
 MOST = 10

@@ -14,7 +14,8 @@ from opslib.render.pen import ALARM, LEFT, QUIET, RIGHT, RULE, WIDTH, Chart, Pen
 from opslib.render.words import clock, plural, shown, size
 
 if TYPE_CHECKING:
-    from opslib.facts import Leftover, Remains, Stored, StoredGroup, TemporaryFiles
+    from opslib.facts.remains import Remains, TemporaryFiles
+    from opslib.facts.stored import Leftover, Stored, StoredGroup
 
 _MOST_ROWS = 40
 _MOST_FILES = 20

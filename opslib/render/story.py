@@ -7,7 +7,8 @@ import shlex
 from dataclasses import dataclass
 
 from opslib.durations import spell
-from opslib.facts import HeldTask, UnackedMessage, WaitingMessage
+from opslib.facts.messages import UnackedMessage, WaitingMessage
+from opslib.facts.system import HeldTask
 from opslib.findings import Severity
 from opslib.render import trace
 from opslib.render.trace import Trace, shown

@@ -8,20 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from opslib.durations import spell
-from opslib.facts import (
-    Coverage,
-    HeldTask,
-    NodeInfo,
-    QueueInfo,
-    Rate,
-    ServerInfo,
-    Snapshot,
-    StoredResult,
-    UnackedMessage,
-    UnreadableMessage,
-    WaitingMessage,
-)
-from opslib.facts.rates import figure
+from opslib.facts.messages import UnackedMessage, UnreadableMessage, WaitingMessage
+from opslib.facts.rates import Rate, figure
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, StoredResult
 from opslib.render import words
 from opslib.render.grid import Cell, Column, Line, Table
 from opslib.render.words import Row, age, row_of, size

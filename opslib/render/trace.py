@@ -6,17 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from opslib.durations import spell
-from opslib.facts import (
-    FINAL_STATES,
-    DeadLetter,
-    HeldTask,
-    QuarantinedMessage,
-    StoredResult,
-    TaskRow,
-    UnackedMessage,
-    WaitingMessage,
-    Whereabouts,
-)
+from opslib.facts.dead import DeadLetter
+from opslib.facts.messages import QuarantinedMessage, UnackedMessage, WaitingMessage
+from opslib.facts.rows import TaskRow
+from opslib.facts.system import FINAL_STATES, HeldTask, StoredResult
+from opslib.facts.whereabouts import Whereabouts
 from opslib.findings import Finding
 from opslib.keys import SEPARATOR
 from opslib.render import words

@@ -9,7 +9,8 @@ from opslib.render import story, tables, trace, words
 from opslib.render.grid import Cell, Column, Line, Table
 
 if TYPE_CHECKING:
-    from opslib.facts import Coverage, Whereabouts
+    from opslib.facts.system import Coverage
+    from opslib.facts.whereabouts import Whereabouts
     from opslib.findings import Finding
     from opslib.render.story import Story
     from opslib.render.trace import Trace

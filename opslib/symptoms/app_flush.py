@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from opslib import plan as plans
 from opslib import values
 from opslib.durations import spell
-from opslib.facts import FoundKey, KeyScan, Whereabouts
-from opslib.facts.app_keys import ids_in
+from opslib.facts.app_keys import FoundKey, KeyScan, ids_in
+from opslib.facts.whereabouts import Whereabouts
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Plan
 from opslib.symptoms import sight

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from opslib import durations
 from opslib.errors import BadParameter, NotFound, OpsError
-from opslib.facts import NodeInfo, Quarantined, QueueInfo, WaitingMessage, Whereabouts
+from opslib.facts.messages import Quarantined, WaitingMessage
+from opslib.facts.system import NodeInfo, QueueInfo
+from opslib.facts.whereabouts import Whereabouts
 from opslib.plan import Action, Copy, Kind
 from opslib.selection import Selection
 from opslib.symptoms.stops import copy_of

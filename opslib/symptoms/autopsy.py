@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from opslib import signatures
 from opslib.durations import spell
-from opslib.facts import DeadGroup, DeadLetters
+from opslib.facts.dead import DeadGroup, DeadLetters
 from opslib.letters import Cause
 from opslib.symptoms import causes
 

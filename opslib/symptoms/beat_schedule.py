@@ -10,8 +10,7 @@ from typing import Any
 from opslib import plan as plans
 from opslib.durations import seconds, spell
 from opslib.errors import BadParameter, NotFound, near
-from opslib.facts import ScheduleEntry, Schedules
-from opslib.facts.beat import CONFIGURATION, DJANGO, REDBEAT
+from opslib.facts.beat import CONFIGURATION, DJANGO, REDBEAT, ScheduleEntry, Schedules
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Plan, RowChange
 from opslib.rewrite import id_for

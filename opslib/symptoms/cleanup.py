@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from opslib import plan as plans
 from opslib.errors import Refused
-from opslib.facts import TaskKey, Whereabouts
+from opslib.facts.app_keys import TaskKey
+from opslib.facts.whereabouts import Whereabouts
 from opslib.findings import Finding, Severity, worst_first
 from opslib.keys import RESULT
 from opslib.plan import Action, Copy, Kind, Plan

@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from opslib.durations import spell
-from opslib.facts import UNKNOWN_TASK, HeldTask, Snapshot
+from opslib.facts.messages import UNKNOWN_TASK
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import HeldTask
 from opslib.findings import Finding, Severity
 
 RUNBOOK = "health-check"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from opslib import plan as plans
 from opslib.durations import spell
 from opslib.errors import BadParameter, typed
-from opslib.facts import DeadGroup, DeadLetters, DeadList, Snapshot
+from opslib.facts.dead import DeadGroup, DeadLetters, DeadList
+from opslib.facts.snapshot import Snapshot
 from opslib.findings import Finding, Severity, worst_first
 from opslib.keys import DEAD
 from opslib.plan import Plan

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING
 from opslib import plan as plans
 from opslib.durations import seconds, spell
 from opslib.errors import BadParameter, near
-from opslib.facts import HeldTask, ListInfo, NodeInfo, QueueInfo, ResetChoice, Snapshot, StateNow, UnackedMessage
+from opslib.facts.messages import UnackedMessage
+from opslib.facts.resets import ResetChoice
+from opslib.facts.rows import StateNow
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import HeldTask, ListInfo, NodeInfo, QueueInfo
 from opslib.findings import Finding, Severity, worst_first
 from opslib.keys import Keyspace
 from opslib.plan import CONDITIONS, Action, Copy, Gate, Kind, Outcome, Plan, Status

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from opslib.facts import UNKNOWN_TASK, Whereabouts
+from opslib.facts.messages import UNKNOWN_TASK
+from opslib.facts.whereabouts import Whereabouts
 from opslib.findings import Finding, Severity, worst_first
 from opslib.selection import ids
 from opslib.symptoms import messages, orphans, sight, stuck_tasks

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from opslib import sizes
 from opslib.durations import seconds
 from opslib.errors import BadParameter, near
-from opslib.facts import Area, Snapshot
+from opslib.facts.care import Area
+from opslib.facts.snapshot import Snapshot
 from opslib.findings import CODES, Finding, worst_first
 from opslib.symptoms import (
     deploying,

@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from opslib import letters, redriving
 from opslib.durations import pace, seconds, spell
 from opslib.errors import BadParameter, near
-from opslib.facts import DeadGroup, DeadLetter, DeadLetters, DeadList, Snapshot
+from opslib.facts.dead import DeadGroup, DeadLetter, DeadLetters, DeadList
+from opslib.facts.snapshot import Snapshot
 from opslib.keys import DEAD, Keyspace
 from opslib.letters import Cause
 from opslib.plan import Action, Copy, Kind, Redrive

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from opslib import plan as plans
 from opslib.durations import seconds, spell
 from opslib.errors import BadParameter, near
-from opslib.facts import DrainNode, NodeInfo, Snapshot
+from opslib.facts.resets import DrainNode
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import NodeInfo
 from opslib.findings import Finding, worst_first
 from opslib.plan import CONDITIONS, Action, Gate, Kind, Plan
 from opslib.symptoms import asked, deploying, emergency_reset, sight

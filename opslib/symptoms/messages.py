@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from opslib.durations import spell
-from opslib.facts import Message, Snapshot, UnackedMessage, WaitingMessage
+from opslib.facts.messages import Message, UnackedMessage, WaitingMessage
+from opslib.facts.snapshot import Snapshot
 from opslib.findings import Finding, Severity
 from opslib.symptoms.view import View
 

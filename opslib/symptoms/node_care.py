@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from opslib import sizes
 from opslib.durations import spell
-from opslib.facts import Care, NodeCare, ResultLife, Snapshot, TaskCare
+from opslib.facts.care import Care, NodeCare, ResultLife, TaskCare
+from opslib.facts.snapshot import Snapshot
 from opslib.findings import Finding, Severity
 
 RUNBOOK = "health-check"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from opslib.durations import spell
-from opslib.facts import FINAL_STATES, UNKNOWN_TASK, StoredResult, UnackedMessage
+from opslib.facts.messages import UNKNOWN_TASK, UnackedMessage
+from opslib.facts.system import FINAL_STATES, StoredResult
 from opslib.findings import Finding, Severity
 from opslib.symptoms.view import View
 

@@ -8,7 +8,8 @@ from collections.abc import Set as AbstractSet
 
 from opslib import sizes
 from opslib.durations import spell
-from opslib.facts import Area, ServerCare, Snapshot
+from opslib.facts.care import Area, ServerCare
+from opslib.facts.snapshot import Snapshot
 from opslib.findings import Finding, Severity, counted, worst_first
 from opslib.symptoms.retries import by_task
 

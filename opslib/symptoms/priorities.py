@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import sqrt
 
-from opslib.facts import Flow, QueueInfo, Snapshot
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import QueueInfo
+from opslib.facts.window import Flow
 from opslib.findings import Finding, Severity
 
 #: So many more urgent messages have to be served in the window, before what is not served beside them starves.

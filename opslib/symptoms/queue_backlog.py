@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 from opslib import plan as plans
 from opslib.errors import BadParameter, typed
-from opslib.facts import Flow, QueueInfo, Rate, Snapshot
+from opslib.facts.rates import Rate
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import QueueInfo
+from opslib.facts.window import Flow
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Plan
 from opslib.symptoms import messages, priorities, relief, serving, sight

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from opslib import plan as plans
 from opslib.durations import spell
 from opslib.errors import BadParameter
-from opslib.facts import ClassCount, Classes, NodeInfo, Reconciled, TaskRow
 from opslib.facts.rows import (
     AGES,
     BEGUN,
@@ -22,7 +21,12 @@ from opslib.facts.rows import (
     STUCK,
     UNKNOWN,
     UNKNOWN_AGE,
+    ClassCount,
+    Classes,
+    Reconciled,
+    TaskRow,
 )
+from opslib.facts.system import NodeInfo
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Plan, RowChange
 from opslib.rewrite import fresh

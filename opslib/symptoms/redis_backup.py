@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from opslib import plan as plans
 from opslib.durations import seconds, spell
-from opslib.facts import Backup, Kept, RestoreStep, Saves, Saving
+from opslib.facts.backup import Backup, Kept, RestoreStep, Saves, Saving
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Kind, Outcome, Plan, Status
 from opslib.symptoms import sight

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 
 from opslib.durations import rate
 from opslib.errors import BadParameter, near
-from opslib.facts import ListInfo, NodeInfo, QueueInfo, Snapshot
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import ListInfo, NodeInfo, QueueInfo
 from opslib.keys import Keyspace
 from opslib.plan import Action, Kind
 from opslib.selection import Selection

@@ -6,17 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from opslib.durations import spell
-from opslib.facts import (
-    AppRemains,
-    FoundKey,
-    OldKeys,
-    OldQuarantine,
-    OldReports,
-    Remains,
-    Stored,
-    TemporaryFile,
-    TemporaryFiles,
-)
+from opslib.facts.app_keys import FoundKey
+from opslib.facts.remains import AppRemains, OldKeys, OldQuarantine, OldReports, Remains, TemporaryFile, TemporaryFiles
+from opslib.facts.stored import Stored
 from opslib.findings import Finding, Severity
 from opslib.plan import Action, Copy, Kind
 from opslib.selection import CHECKPOINTS, GROUPS, ResultSelection

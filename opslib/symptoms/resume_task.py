@@ -12,7 +12,9 @@ from opslib import plan as plans
 from opslib.durations import spell
 from opslib.envelope import Head, head
 from opslib.errors import PlanTooLarge
-from opslib.facts import UNKNOWN_TASK, Checkpoint, Coverage, Resumable, StoredResult
+from opslib.facts.checkpoints import Checkpoint, Resumable
+from opslib.facts.messages import UNKNOWN_TASK
+from opslib.facts.system import Coverage, StoredResult
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, Status
 from opslib.rewrite import fresh, resumed

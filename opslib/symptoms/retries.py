@@ -8,20 +8,11 @@ from dataclasses import replace
 from itertools import chain
 
 from opslib import signatures
-from opslib.facts import (
-    FINAL_STATES,
-    UNKNOWN_TASK,
-    HeldTask,
-    Reading,
-    RetryingTask,
-    Snapshot,
-    StoredResult,
-    TaskEvents,
-    TaskInfo,
-    TaskRetries,
-    UnackedMessage,
-    WaitingMessage,
-)
+from opslib.facts.messages import UNKNOWN_TASK, UnackedMessage, WaitingMessage
+from opslib.facts.retries import RetryingTask, TaskRetries
+from opslib.facts.snapshot import Reading, Snapshot
+from opslib.facts.system import FINAL_STATES, HeldTask, StoredResult, TaskInfo
+from opslib.facts.window import TaskEvents
 
 #: Celery's own task that waits for a chord's members where the result backend cannot count them; in no node's list.
 CHORD_UNLOCK = "celery.chord_unlock"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from opslib import plan as plans
 from opslib import signatures
 from opslib.errors import BadParameter, near, typed
-from opslib.facts import RetryingTask, Snapshot, TaskRetries
+from opslib.facts.retries import RetryingTask, TaskRetries
+from opslib.facts.snapshot import Snapshot
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Plan
 from opslib.symptoms import causes, messages, sight, stops

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opslib.durations import spell
-from opslib.facts import UnackedMessage, WaitingMessage, Whereabouts
+from opslib.facts.messages import UnackedMessage, WaitingMessage
+from opslib.facts.whereabouts import Whereabouts
 from opslib.symptoms.stuck_tasks import Thresholds
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from opslib.facts import ClassCount, Classes, Reconciled, RowCount, Sample, TaskRow
 from opslib.facts.rows import (
     BEGUN,
     BEYOND,
@@ -25,6 +24,12 @@ from opslib.facts.rows import (
     UNACKED,
     UNSEEN,
     WAITING,
+    ClassCount,
+    Classes,
+    Reconciled,
+    RowCount,
+    Sample,
+    TaskRow,
     age_of,
 )
 from opslib.findings import Finding

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opslib.durations import after, moment, seconds, spell
 from opslib.errors import BadParameter
-from opslib.facts import NodeInfo
+from opslib.facts.system import NodeInfo
 from opslib.plan import Action, Kind
 from opslib.rewrite import fresh
 

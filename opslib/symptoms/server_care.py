@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from opslib import sizes
 from opslib.durations import spell
-from opslib.facts import Care, Snapshot
+from opslib.facts.care import Care
+from opslib.facts.snapshot import Snapshot
 from opslib.findings import Finding, Severity
 
 RUNBOOK = "health-check"

@@ -9,7 +9,9 @@ from math import inf, isfinite
 
 from opslib.durations import pace, spell
 from opslib.errors import typed
-from opslib.facts import UNKNOWN_TASK, NodeInfo, Snapshot
+from opslib.facts.messages import UNKNOWN_TASK
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import NodeInfo
 from opslib.findings import Finding, Severity
 
 #: What a queue's counts call that which has no name of its own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from opslib.facts import Snapshot
+from opslib.facts.snapshot import Snapshot
 from opslib.findings import Finding, Severity
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
-from opslib.facts import StateNow
+from opslib.facts.rows import StateNow
 from opslib.plan import Action, Copy, Kind, RowChange
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from opslib import plan as plans
 from opslib.errors import BadParameter
-from opslib.facts import UNKNOWN_TASK, UnackedMessage, Whereabouts
+from opslib.facts.messages import UNKNOWN_TASK, UnackedMessage
+from opslib.facts.whereabouts import Whereabouts
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Outcome, Plan, Status
 from opslib.selection import Selection, ids

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from opslib.facts import Message, Snapshot, UnackedMessage, WaitingMessage
+from opslib.facts.messages import Message, UnackedMessage, WaitingMessage
+from opslib.facts.snapshot import Snapshot
 from opslib.plan import Action, Copy, Kind
 
 

@@ -9,13 +9,9 @@ from typing import TYPE_CHECKING
 from opslib import plan as plans
 from opslib.durations import seconds, spell
 from opslib.errors import BadParameter
-from opslib.facts import (
-    FINAL_STATES,
-    UNKNOWN_TASK,
-    Snapshot,
-    UnackedMessage,
-    UnreadableMessage,
-)
+from opslib.facts.messages import UNKNOWN_TASK, UnackedMessage, UnreadableMessage
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import FINAL_STATES
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Plan
 from opslib.symptoms import messages, orphans, sight, stops

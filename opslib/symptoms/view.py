@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from opslib.facts import HeldTask, Snapshot, UnackedMessage, WaitingMessage
+from opslib.facts.messages import UnackedMessage, WaitingMessage
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import HeldTask
 
 
 class View:

@@ -11,8 +11,7 @@ from opslib import plan as plans
 from opslib import retention as retentions
 from opslib.durations import spell
 from opslib.errors import BadParameter
-from opslib.facts import Stored, StoredGroup
-from opslib.facts.stored import HELD, KEPT, OPAQUE, PAST, UNDATED
+from opslib.facts.stored import HELD, KEPT, OPAQUE, PAST, UNDATED, Stored, StoredGroup
 from opslib.findings import Finding, Severity, worst_first
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, Status
 from opslib.retention import Retention

@@ -17,7 +17,7 @@ from opslib.errors import BadParameter
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
-    from opslib.facts import Saving
+    from opslib.facts.backup import Saving
 
 _PIECE = 1024 * 1024
 _HEAD_BYTES = 1024

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from opslib import pidbox, redact
 from opslib.collectors import workers
-from opslib.facts import HeldTask, NodeInfo
+from opslib.facts.system import HeldTask, NodeInfo
 from opslib.plan import Action, Kind, Outcome, Status
 from opslib.writer.primitive import Primitive
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from opslib import pidbox
-from opslib.facts import NodeInfo
+from opslib.facts.system import NodeInfo
 from opslib.plan import Action, Kind, Outcome, Status
 from opslib.writer import nodes
 from opslib.writer.journal import Batch

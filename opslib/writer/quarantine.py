@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from opslib.collectors import queues
 from opslib.envelope import digest
-from opslib.facts import Whereabouts
+from opslib.facts.whereabouts import Whereabouts
 from opslib.keys import raw_name
 from opslib.plan import Action, Copy, Kind, Outcome, Status
 from opslib.rewrite import rerouted, restored

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from opslib import durations, pidbox
 from opslib.collectors import unacked
 from opslib.durations import pace, spell
-from opslib.facts import HeldTask, NodeInfo
+from opslib.facts.system import HeldTask, NodeInfo
 from opslib.plan import Action, Kind, Outcome, Status
 from opslib.writer import nodes
 from opslib.writer.journal import Batch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from opslib import folders, records, redact, refusals, settings, values
 from opslib.collectors import backup as collected
 from opslib.errors import Refused
-from opslib.facts import Backup, Census, Compared, Kept, KeyPrint, Saves, Saving
+from opslib.facts.backup import Backup, Census, Compared, Kept, KeyPrint, Saves, Saving
 from opslib.keys import key_name, raw_name
 from opslib.plan import Kind, Outcome, Status
 from opslib.writer import dumps, scratch, vault

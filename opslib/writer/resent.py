@@ -11,7 +11,7 @@ from opslib.collectors import circulation, mentions
 from opslib.collectors.marks import Marks
 from opslib.collectors.results import UNREADABLE
 from opslib.errors import OpsError
-from opslib.facts import FINAL_STATES
+from opslib.facts.system import FINAL_STATES
 from opslib.plan import Action, Outcome, RowChange, Status
 from opslib.writer import rows, updated
 

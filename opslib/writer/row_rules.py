@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from opslib.facts import FINAL_STATES
+from opslib.facts.system import FINAL_STATES
 from opslib.plan import Action, Kind, RowChange
 from opslib.task_tables import PRESETS
 from opslib.writer.row_batches import OP

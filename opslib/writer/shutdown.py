@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from opslib import pidbox
-from opslib.facts import NodeInfo
+from opslib.facts.system import NodeInfo
 from opslib.plan import Action, Kind, Outcome, Status
 from opslib.writer import journal as journals
 from opslib.writer import nodes, points

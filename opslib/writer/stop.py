@@ -18,7 +18,7 @@ from opslib import pidbox
 from opslib.collectors.find import find
 from opslib.collectors.quarantine import set_aside
 from opslib.durations import spell
-from opslib.facts import Whereabouts
+from opslib.facts.whereabouts import Whereabouts
 from opslib.plan import Action, Outcome, Status
 from opslib.writer import lists, nodes
 

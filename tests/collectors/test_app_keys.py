@@ -12,7 +12,7 @@ from redis import Redis
 from opslib import values
 from opslib.collectors import app_keys
 from opslib.errors import BadParameter
-from opslib.facts import TaskKey
+from opslib.facts.app_keys import TaskKey
 from opslib.settings import AppKey
 from opslib.writer import lock, stored
 from opslib.writer.primitive import Primitive

@@ -10,7 +10,7 @@ import pytest
 
 from opslib.collectors import circulation, server, workers
 from opslib.envelope import Head, head
-from opslib.facts import Coverage
+from opslib.facts.system import Coverage
 from tests.support import rows
 from tests.support.seed import KEYS, seed_unacked, seed_waiting
 

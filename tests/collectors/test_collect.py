@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from opslib.collectors import collect, depths, nodes, reach
+from opslib.collectors.deployment import collect
+from opslib.collectors.parts import depths, nodes, reach
 from opslib.demo import server as embedded
 from opslib.errors import BrokerRefused, BrokerUnreachable
 from opslib.findings import Verdict, verdict

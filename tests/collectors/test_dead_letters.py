@@ -11,7 +11,8 @@ import pytest
 from opslib import collect, letters
 from opslib.collectors import dead_letters, graves
 from opslib.collectors.find import find
-from opslib.facts import DeadGroup, DeadLetters, DeadList, Snapshot
+from opslib.facts.dead import DeadGroup, DeadLetters, DeadList
+from opslib.facts.snapshot import Snapshot
 from opslib.keys import Keyspace
 from tests.support import graveyard, servers
 from tests.support.graveyard import SECRET, bury, letter

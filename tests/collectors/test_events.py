@@ -10,7 +10,7 @@ import time
 import pytest
 
 from opslib.collectors import events
-from opslib.facts import TaskEvents
+from opslib.facts.window import TaskEvents
 from tests.support import servers
 from tests.support.impostor import listening, reply
 

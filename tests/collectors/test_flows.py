@@ -8,7 +8,7 @@ import time
 import pytest
 
 from opslib.collectors import flows
-from opslib.facts import Flow
+from opslib.facts.window import Flow
 from opslib.keys import Keyspace
 from tests.collectors.test_collect import overheard
 from tests.support import servers

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from opslib.collectors import collect, queues
+from opslib.collectors import queues
+from opslib.collectors.deployment import collect
 from opslib.collectors.queues import WINDOW_BYTES, Listing
 from opslib.envelope import Head, head
 from tests.support import servers

@@ -21,7 +21,6 @@ from opslib.collectors.find import find
 from opslib.collectors.horizon import Horizon
 from opslib.collectors.marks import Marks
 from opslib.errors import BadParameter, DatabaseUnreachable, SettingsError
-from opslib.facts import Coverage
 from opslib.facts.rows import (
     BEGUN,
     BEYOND,
@@ -35,6 +34,7 @@ from opslib.facts.rows import (
     UNSEEN,
     WAITING,
 )
+from opslib.facts.system import Coverage
 from opslib.findings import Severity
 from opslib.render import whereabouts
 from opslib.symptoms import health_check, overview, reconcile_tasks

@@ -9,8 +9,9 @@ import zlib
 
 import pytest
 
-from opslib.collectors import collect, results
-from opslib.facts import FINAL_STATES
+from opslib.collectors import results
+from opslib.collectors.deployment import collect
+from opslib.facts.system import FINAL_STATES
 from opslib.findings import Verdict, verdict
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose
 from tests.support import servers

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from opslib.collectors import collect, workers
+from opslib.collectors import workers
+from opslib.collectors.deployment import collect
 from opslib.demo import processes
 from opslib.errors import BrokerUnreachable, SettingsError
 from opslib.findings import verdict

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from opslib.collectors import collect, workers
+from opslib.collectors import workers
+from opslib.collectors.deployment import collect
 from opslib.findings import Severity
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose
 from tests.support import servers

@@ -24,7 +24,7 @@ from redis import Redis
 
 from opslib import broker, checkpoints, demo, letters
 from opslib.checkpoints import Document
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.demo import Demo, failures, faults, notes, server, state, system
 from opslib.envelope import Head, head
 from opslib.errors import Exit, SettingsError

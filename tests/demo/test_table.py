@@ -15,7 +15,6 @@ from opslib.broker import Broker
 from opslib.collectors import reconciling
 from opslib.demo import Demo, ledger, open_rows
 from opslib.demo.open_rows import HOOK, SIGNAL, VIEW
-from opslib.facts import Classes, Reconciled
 from opslib.facts.rows import (
     BEGUN,
     BEYOND,
@@ -31,6 +30,8 @@ from opslib.facts.rows import (
     UNDER_WAY,
     UNKNOWN,
     WAITING,
+    Classes,
+    Reconciled,
 )
 from opslib.symptoms import reconcile_tasks
 from opslib.symptoms.reconcile_tasks import Thresholds

@@ -11,7 +11,9 @@ from typing import Any
 from nbformat import NotebookNode, from_dict
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from opslib.facts import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, Snapshot, UnackedMessage
+from opslib.facts.messages import UnackedMessage
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo
 from opslib.findings import Finding, Severity
 from opslib.plan import Action, Kind, Outcome, Plan, Status, make
 from opslib.records import RunRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bs4 import BeautifulSoup
 
-from opslib.facts import Area
+from opslib.facts.care import Area
 from opslib.render import areas
 from opslib.render.clean import clean
 from opslib.render.display import views

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opslib.facts import QueueInfo
+from opslib.facts.system import QueueInfo
 from opslib.render import charts
 from opslib.render.charts import ages
 from tests.render.samples import NOW, held, message, snapshot, uid

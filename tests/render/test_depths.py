@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opslib.facts import QueueInfo, Rate
+from opslib.facts.rates import Rate
+from opslib.facts.system import QueueInfo
 from opslib.render import depths as module
 from opslib.render import display, tables
 from opslib.render.depths import depths, forecast, shade

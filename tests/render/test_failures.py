@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from opslib.facts import DeadGroup, DeadLetter, DeadLetters, DeadList
+from opslib.facts.dead import DeadGroup, DeadLetter, DeadLetters, DeadList
 from opslib.render import dead, display
 from opslib.render.failures import MOST, failures
 from tests.support.rows import NOW, NOW_S, letter, snapshot

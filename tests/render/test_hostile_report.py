@@ -17,7 +17,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_output
 
 from opslib import records, redact
-from opslib.facts import Coverage, QueueInfo
+from opslib.facts.system import Coverage, QueueInfo
 from opslib.kernel import OpsKernelManager
 from opslib.plan import Status
 from opslib.records import RunRecord

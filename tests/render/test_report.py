@@ -12,7 +12,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_output
 
 from opslib.catalog import Parameter
-from opslib.facts import Coverage
+from opslib.facts.system import Coverage
 from opslib.plan import Status
 from opslib.render.charts import ages
 from opslib.render.page import TEMPLATES

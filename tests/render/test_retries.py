@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from opslib import retries
-from opslib.facts import RetryingTask, TaskRetries
+from opslib.facts.retries import RetryingTask, TaskRetries
 from opslib.render.display import views
 from opslib.render.retries import LOOP, MOST
 

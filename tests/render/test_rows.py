@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from bs4 import BeautifulSoup
 
-from opslib.facts import ClassCount, Classes, Sample, SeenTable, StateNow, StatusCount, TaskRow
-from opslib.facts.rows import BEYOND, FINISHED, LOST, UNKNOWN, UNKNOWN_AGE
+from opslib.facts.rows import (
+    BEYOND,
+    FINISHED,
+    LOST,
+    UNKNOWN,
+    UNKNOWN_AGE,
+    ClassCount,
+    Classes,
+    Sample,
+    SeenTable,
+    StateNow,
+    TaskRow,
+)
+from opslib.facts.system import StatusCount
 from opslib.render import rows
 from opslib.render.display import views
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from opslib.facts import Leftover
-from opslib.facts.stored import KEPT, OPAQUE, PAST, UNDATED, UNKNOWN_AGE
+from opslib.facts.stored import KEPT, OPAQUE, PAST, UNDATED, UNKNOWN_AGE, Leftover
 from opslib.render import stored as rendered
 from opslib.render.display import views
 from tests.symptoms.test_weekly_cleanup import group, stored

@@ -9,7 +9,8 @@ import pytest
 from bs4 import BeautifulSoup
 
 from opslib import records
-from opslib.facts import Coverage, QueueInfo, UnreadableMessage, WaitingMessage
+from opslib.facts.messages import UnreadableMessage, WaitingMessage
+from opslib.facts.system import Coverage, QueueInfo
 from opslib.plan import Status
 from opslib.render import display, judged, tables, words
 from opslib.render.grid import Cell, Column, Table, cells

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from opslib.facts import NodeInfo
+from opslib.facts.system import NodeInfo
 from opslib.render import whereabouts as shown
 from opslib.render.display import views
 from opslib.selection import Selection

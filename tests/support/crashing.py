@@ -23,8 +23,8 @@ from opslib import checkpoints, direct, folders, records, session
 from opslib import plan as plans
 from opslib.broker import Broker, connect
 from opslib.checkpoints import Document
-from opslib.collectors import collect as _load  # noqa: F401 - forked processes find it loaded
 from opslib.collectors import queues
+from opslib.collectors.deployment import collect as _load  # noqa: F401 - forked processes find it loaded
 from opslib.envelope import digest
 from opslib.errors import NotFound, OpsError, Refused
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, Status
@@ -163,15 +163,15 @@ def _hooks(told: Callable[[str], None]) -> Iterator[None]:
         told("in-report")
         return write_report(*arguments, **options)
 
-    from opslib import collectors
+    from opslib.collectors import deployment
 
     fsync, compare, missing = os.fsync, vault._compare, verify._missing
-    collect, write_report = collectors.collect, report.write_report
+    collect, write_report = deployment.collect, report.write_report
     places: list[tuple[Any, str, Callable[..., Any], Any]] = [
         (os, "fsync", flushed, fsync),
         (vault, "_compare", compared, compare),
         (verify, "_missing", looked_for, missing),
-        (collectors, "collect", collected, collect),
+        (deployment, "collect", collected, collect),
         (report, "write_report", reported, write_report),
     ]
     for owner, name, new, _ in places:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opslib.facts import Snapshot
+from opslib.facts.snapshot import Snapshot
 from opslib.findings import Finding
 from opslib.plan import Kind
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose, plan

@@ -12,7 +12,7 @@ from typing import Any
 from redis import Redis
 
 from opslib.broker import Broker
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.plan import Action, Copy, Kind, Outcome, Plan, make
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose, plan
 from opslib.writer import apply, lock, undo

@@ -12,7 +12,8 @@ from typing import Any
 from redis import Redis
 
 from opslib.broker import Broker
-from opslib.collectors import collect, nodes
+from opslib.collectors.deployment import collect
+from opslib.collectors.parts import nodes
 from opslib.demo import server as embedded
 from opslib.plan import Outcome, Plan
 from opslib.symptoms import emergency_reset

@@ -9,23 +9,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, TypeVar
 
-from opslib.facts import (
-    Coverage,
-    DeadLetter,
-    HeldTask,
-    NodeInfo,
-    QuarantinedMessage,
-    QueueInfo,
-    Reading,
-    ServerInfo,
-    Snapshot,
-    StoredResult,
-    TaskInfo,
-    UnackedMessage,
-    UnreadableMessage,
-    WaitingMessage,
-    Whereabouts,
-)
+from opslib.facts.dead import DeadLetter
+from opslib.facts.messages import QuarantinedMessage, UnackedMessage, UnreadableMessage, WaitingMessage
+from opslib.facts.snapshot import Reading, Snapshot
+from opslib.facts.system import Coverage, HeldTask, NodeInfo, QueueInfo, ServerInfo, StoredResult, TaskInfo
+from opslib.facts.whereabouts import Whereabouts
 
 NOW = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 NOW_S = NOW.timestamp()

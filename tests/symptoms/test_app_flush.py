@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from opslib.facts import FoundKey, KeyScan, ListInfo, QueueInfo
+from opslib.facts.app_keys import FoundKey, KeyScan
+from opslib.facts.system import ListInfo, QueueInfo
 from opslib.findings import Severity
 from opslib.plan import Kind
 from opslib.symptoms import app_flush

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from opslib.errors import BadParameter, NotFound
-from opslib.facts import Quarantined, TaskInfo
+from opslib.facts.messages import Quarantined
+from opslib.facts.system import TaskInfo
 from opslib.plan import Kind
 from opslib.selection import Selection
 from opslib.symptoms import asked

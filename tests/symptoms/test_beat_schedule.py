@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 import pytest
 
 from opslib.errors import BadParameter, NotFound
-from opslib.facts import BeatLock, ScheduleEntry, Schedules, SentTwice, Snapshot
+from opslib.facts.beat import BeatLock, ScheduleEntry, Schedules, SentTwice
+from opslib.facts.snapshot import Snapshot
 from opslib.plan import Kind
 from opslib.symptoms.beat_schedule import Thresholds, diagnose, plan
 from tests.support import rows

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from opslib.errors import Exit, Refused
-from opslib.facts import Coverage, ListInfo, QueueInfo, TaskKey
+from opslib.facts.app_keys import TaskKey
+from opslib.facts.system import Coverage, ListInfo, QueueInfo
 from opslib.findings import Severity
 from opslib.plan import Kind
 from opslib.symptoms import cleanup

@@ -10,7 +10,9 @@ import pytest
 
 from opslib import letters as written
 from opslib.errors import BadParameter, PlanTooLarge
-from opslib.facts import Coverage, DeadGroup, DeadLetter, DeadLetters, DeadList, Snapshot
+from opslib.facts.dead import DeadGroup, DeadLetter, DeadLetters, DeadList
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import Coverage
 from opslib.findings import Severity, verdict
 from opslib.letters import Cause
 from opslib.plan import Action, Kind

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from opslib.errors import BadParameter, OpsError, PlanTooLarge
-from opslib.facts import ListInfo, QueueInfo, Snapshot
+from opslib.facts.snapshot import Snapshot
+from opslib.facts.system import ListInfo, QueueInfo
 from opslib.findings import Severity
 from opslib.plan import Action, Kind, Outcome, Status
 from opslib.symptoms.emergency_reset import MODES, Thresholds, choices, diagnose, plan

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from opslib.facts import NodeInfo
+from opslib.facts.system import NodeInfo
 from opslib.findings import Severity, Verdict, verdict
 from opslib.selection import ids
 from opslib.symptoms import find_task

@@ -8,19 +8,9 @@ from dataclasses import replace
 import pytest
 
 from opslib.errors import BadParameter, SettingsError
-from opslib.facts import (
-    Care,
-    Coverage,
-    DeadLetters,
-    DeadList,
-    NodeCare,
-    Replica,
-    ResultLife,
-    ServerCare,
-    SlowCommand,
-    TaskCare,
-    TaskInfo,
-)
+from opslib.facts.care import Care, NodeCare, Replica, ResultLife, ServerCare, SlowCommand, TaskCare
+from opslib.facts.dead import DeadLetters, DeadList
+from opslib.facts.system import Coverage, TaskInfo
 from opslib.findings import Severity, Verdict, verdict
 from opslib.settings import Target
 from opslib.settings import Thresholds as Settings

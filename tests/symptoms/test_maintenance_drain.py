@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from opslib.errors import BadParameter
-from opslib.facts import Snapshot
+from opslib.facts.snapshot import Snapshot
 from opslib.plan import Kind
 from opslib.symptoms.maintenance_drain import Thresholds, diagnose, nodes, plan
 from tests.support.rows import NODE, held, node, queue, snapshot

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from opslib.facts import UNKNOWN_TASK
+from opslib.facts.messages import UNKNOWN_TASK
 from opslib.findings import Severity
 from opslib.plan import Kind
 from opslib.symptoms.orphans import ORPHAN_MARGIN_S

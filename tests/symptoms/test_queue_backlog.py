@@ -9,7 +9,9 @@ from datetime import timedelta
 import pytest
 
 from opslib.errors import BadParameter, PlanTooLarge
-from opslib.facts import Flow, ListInfo, QueueInfo, Rate, TaskInfo, Window
+from opslib.facts.rates import Rate
+from opslib.facts.system import ListInfo, QueueInfo, TaskInfo
+from opslib.facts.window import Flow, Window
 from opslib.findings import Severity
 from opslib.plan import Kind
 from opslib.selection import Selection

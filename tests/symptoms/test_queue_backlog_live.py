@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.symptoms.queue_backlog import Thresholds, diagnose, rates
 from tests.support import servers
 from tests.support.seed import envelope, iso

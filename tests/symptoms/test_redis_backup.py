@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from opslib.errors import SettingsError
-from opslib.facts import Backup, Census, Compared, Kept, Saves, Saving
+from opslib.facts.backup import Backup, Census, Compared, Kept, Saves, Saving
 from opslib.findings import Severity
 from opslib.plan import Action, Kind, Outcome, Status
 from opslib.symptoms import redis_backup

@@ -12,7 +12,9 @@ import pytest
 from opslib import plan as plans
 from opslib.envelope import head
 from opslib.errors import PlanTooLarge
-from opslib.facts import Checkpoint, Coverage, Resumable, Whereabouts
+from opslib.facts.checkpoints import Checkpoint, Resumable
+from opslib.facts.system import Coverage
+from opslib.facts.whereabouts import Whereabouts
 from opslib.findings import Finding, Severity
 from opslib.plan import Kind, Outcome, Status
 from opslib.render import display

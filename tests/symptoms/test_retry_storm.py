@@ -9,7 +9,8 @@ import pytest
 
 from opslib import signatures
 from opslib.errors import BadParameter, PlanTooLarge
-from opslib.facts import TaskEvents, TaskInfo, Window
+from opslib.facts.system import TaskInfo
+from opslib.facts.window import TaskEvents, Window
 from opslib.findings import Severity
 from opslib.plan import Kind
 from opslib.settings import Thresholds as Configured

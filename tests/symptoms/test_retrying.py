@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from opslib.facts import TaskInfo
+from opslib.facts.system import TaskInfo
 from opslib.symptoms.retrying import judge
 from tests.support.judging import LIMITS
 from tests.support.rows import NOW, coverage, delivered, held, letter, node, queue, result, waiting, whereabouts

@@ -11,7 +11,7 @@ import pytest
 
 from opslib.envelope import Head, head
 from opslib.errors import BadParameter, OpsError, SettingsError
-from opslib.facts import TaskInfo
+from opslib.facts.system import TaskInfo
 from opslib.plan import Kind
 from opslib.symptoms import sending
 from tests.support.rows import NOW, node, silent

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.findings import Severity, Verdict, verdict
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose, plan
 from tests.support import servers

@@ -8,8 +8,21 @@ import pytest
 
 from opslib import retention as retentions
 from opslib.errors import BadParameter, PlanTooLarge
-from opslib.facts import Coverage, Leftover, Stored, StoredGroup
-from opslib.facts.stored import AGES, HELD, KEPT, OPAQUE, PAST, UNDATED, UNKNOWN_AGE, age_of
+from opslib.facts.snapshot import parts_of
+from opslib.facts.stored import (
+    AGES,
+    HELD,
+    KEPT,
+    OPAQUE,
+    PAST,
+    UNDATED,
+    UNKNOWN_AGE,
+    Leftover,
+    Stored,
+    StoredGroup,
+    age_of,
+)
+from opslib.facts.system import Coverage
 from opslib.plan import Kind, Outcome, Status
 from opslib.selection import REPLIES
 from opslib.symptoms.weekly_cleanup import diagnose, plan
@@ -26,8 +39,7 @@ def group(standing, count=10, **fields):
 
 def stored(*groups, **fields):
     """Return a view of what is stored, in the broker's database."""
-    seen = snapshot()
-    base = {name: getattr(seen, name) for name in seen.__dataclass_fields__}
+    base = parts_of(snapshot())
     given = {
         "groups": groups,
         "site": "a/b/0/",

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.plan import Kind
 from opslib.symptoms.stuck_tasks import Thresholds
 from opslib.writer import apply

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from opslib import records
-from opslib.collectors import nodes
+from opslib.collectors.parts import nodes
 from opslib.plan import Action, Kind
 from opslib.writer import apply, consumers
 from opslib.writer import nodes as writer_nodes

@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from opslib import redact
 from opslib.errors import BadParameter
-from opslib.facts import Saving
+from opslib.facts.backup import Saving
 from opslib.writer import dumps, scratch
 from tests.support import engines
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from opslib import broker as brokers
-from opslib import catalog, collectors, direct, folders, records, run
+from opslib import catalog, direct, folders, records, run
 from opslib import plan as plans
 from opslib.broker import connect
+from opslib.collectors import deployment
 from opslib.envelope import digest
 from opslib.errors import BrokerRefused, Exit, Refused
 from opslib.plan import Action, Copy, Kind
@@ -61,7 +62,7 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """Do not wait between two looks: nothing here moves."""
-    monkeypatch.setattr(collectors, "collect", partial(collectors.collect, settle="0.01s"))
+    monkeypatch.setattr(deployment, "collect", partial(deployment.collect, settle="0.01s"))
 
 
 @pytest.fixture

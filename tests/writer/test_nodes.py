@@ -10,7 +10,7 @@ import pytest
 
 from opslib import plan as plans
 from opslib import records
-from opslib.collectors import nodes
+from opslib.collectors.parts import nodes
 from opslib.plan import Action, Kind
 from opslib.symptoms import asked
 from opslib.writer import apply, journal, pools, rates, resume, undo

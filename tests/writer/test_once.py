@@ -9,8 +9,9 @@ import pytest
 
 from opslib import plan as plans
 from opslib import records
-from opslib.collectors import collect, depths
+from opslib.collectors.deployment import collect
 from opslib.collectors.find import find
+from opslib.collectors.parts import depths
 from opslib.collectors.quarantine import lists as lists_of
 from opslib.errors import Refused
 from opslib.plan import Action, Copy, Kind

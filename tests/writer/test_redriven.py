@@ -13,7 +13,7 @@ import pytest
 
 from opslib import checkpoints, letters
 from opslib.broker import connect
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.collectors.find import find
 from opslib.errors import OpsError, Refused
 from opslib.keys import Keyspace

@@ -15,7 +15,7 @@ from redis import Redis
 
 from opslib.collectors import backup
 from opslib.errors import BadParameter, Refused
-from opslib.facts import Backup, Census, Compared, Kept, KeyPrint, Saves
+from opslib.facts.backup import Backup, Census, Compared, Kept, KeyPrint, Saves
 from opslib.plan import Outcome
 from opslib.settings import AppKey
 from opslib.symptoms import redis_backup

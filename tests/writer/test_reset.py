@@ -11,7 +11,7 @@ import pytest
 
 from opslib import records
 from opslib.broker import Broker
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.plan import Kind
 from opslib.writer import undo
 from tests.support import servers

@@ -11,8 +11,8 @@ from redis import Redis
 
 from opslib import pidbox, records
 from opslib.broker import Broker
-from opslib.collectors import collect
 from opslib.collectors import quarantine as kept_lists
+from opslib.collectors.deployment import collect
 from opslib.demo.server import Server
 from opslib.errors import Refused
 from opslib.keys import Keyspace

@@ -13,7 +13,7 @@ from redis import Redis
 
 from opslib import records
 from opslib.broker import Broker, connect
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.collectors.state_rows import app_state
 from opslib.errors import BadParameter
 from opslib.plan import Kind

@@ -17,7 +17,7 @@ from opslib.collectors import temporary as collected
 from opslib.collectors.remains import remains
 from opslib.collectors.stored import stored
 from opslib.errors import Refused, SettingsError
-from opslib.facts import TemporaryFile
+from opslib.facts.remains import TemporaryFile
 from opslib.plan import Kind
 from opslib.settings import Target, TemporaryFolder
 from opslib.symptoms import remnants, weekly_cleanup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from opslib import records
-from opslib.collectors import collect
+from opslib.collectors.deployment import collect
 from opslib.findings import Severity
 from opslib.plan import Action, Copy, Kind, Outcome, Status
 from opslib.writer import apply, points
