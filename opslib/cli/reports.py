@@ -72,6 +72,50 @@ def open_(
 
 
 @app.command()
+def diff(
+    earlier: Annotated[
+        str, typer.Argument(metavar="[RUN_ID]", help="A run; by default the newest is compared with the one before.")
+    ] = "",
+    later: Annotated[
+        str, typer.Argument(metavar="[RUN_ID]", help="Another; by default the run before the first is taken.")
+    ] = "",
+    runbook: Annotated[str, typer.Option("--runbook", metavar="NAME", help="The newest runs of this one.")] = "",
+    target: options.Target = "",
+    output_form: options.Output = options.Format.TABLE,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """
+    Compare two runs of one runbook on one target: findings that are new, worse, better or gone, and other figures.
+
+    What each run left behind is compared, after its changes. A finding that was not met again counts as gone only where
+    the later run saw everything. -o ids names what is new or worse.
+
+    Exit 1: something is new or worse. Exit 4: nothing is, as far as could be seen, and one run did not see everything.
+
+    Example: ops reports diff --runbook health-check
+    """
+    del verbose
+    from opslib import settings
+    from opslib.render import compared
+
+    found = compared.compare(
+        *compared.chosen(settings.reports_root(), (earlier, later), runbook=runbook, target=target)
+    )
+    form = output.form(output_form, as_json=as_json)
+    if form in {options.Format.JSON, options.Format.JSONL}:
+        output.document(compared.document(found), form)
+    elif form is options.Format.IDS:
+        output.emit(found.worse, form, table=lambda: "", ids=lambda row: str(row.subject))
+    else:
+        output.show(*compared.shown(found))
+    if found.worse:
+        raise typer.Exit(int(Exit.ATTENTION))
+    if found.unseen:
+        raise typer.Exit(int(Exit.CANNOT_SEE))
+
+
+@app.command()
 def stats(
     since: Annotated[str, typer.Option("--since", metavar="TIME", help="Only the last so long, such as 30d.")] = "",
     target: options.Target = "",

@@ -36,6 +36,8 @@ SIGNS = {
     "gone": "✓",
     "remains": "▲",
     "new": "+",
+    "worse": "✕",
+    "better": "✓",
     "answered": "✓",
     "no answer": "–",
     "whole": "✓",
