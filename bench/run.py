@@ -18,7 +18,7 @@ import typer
 
 from opslib import broker, settings
 from opslib.collectors import parts
-from opslib.collectors.queues import WINDOW_BYTES
+from opslib.collectors.windows import WINDOW_BYTES
 from opslib.demo import server
 
 OVERHEAD_GOAL = 1.6

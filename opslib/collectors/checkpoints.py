@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from opslib import checkpoints, letters, redact, refusals
-from opslib.collectors import keyspace, queues
+from opslib.collectors import keyspace, windows
 from opslib.collectors.find import find
 from opslib.envelope import Head, Unreadable, digest, head
 from opslib.errors import BadParameter, OpsError
@@ -263,8 +263,8 @@ def _letters(broker: Broker, seen: Whereabouts, ids: set[str]) -> Mapping[str, L
     needles = [form for task_id in wanted for form in (raw_name(task_id), json.dumps(task_id)[1:-1].encode())]
     for key in dict.fromkeys(row.key for row in seen.dead if row.task_id in wanted):
         try:
-            listing = queues.Listing(key=key, queue=key, priority=0, length=broker.reads.llen(raw_name(key)))
-            for _, raw in islice(queues.stream(broker, listing), _MOST_ENTRIES):
+            listing = windows.Listing(key=key, length=broker.reads.llen(raw_name(key)))
+            for _, raw in islice(windows.stream(broker, listing), _MOST_ENTRIES):
                 if not any(needle in raw for needle in needles):
                     continue
                 letter = letters.read(raw)

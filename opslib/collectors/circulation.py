@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from opslib.collectors import keyspace, looks, queues, unacked, workers
+from opslib.collectors import keyspace, looks, queues, unacked, windows, workers
 from opslib.collectors.marks import Marks
 from opslib.envelope import Head, head, peek
 from opslib.facts.system import Coverage
@@ -71,7 +71,7 @@ def read(broker: Broker, *, timeout_s: float, max_messages: int = _MOST_MESSAGES
     for listing in listings:
         room = max(0, max_messages - read_)
         unread += max(0, listing.length - room)
-        for _, raw in queues.stream(broker, listing, limit=room):
+        for _, raw in windows.stream(broker, listing, limit=room):
             read_ += 1
             message = peek(raw)
             if message is not None:

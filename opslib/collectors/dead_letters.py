@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 from opslib import letters, pidbox, redriving
-from opslib.collectors import queues, results
+from opslib.collectors import results, windows
 from opslib.collectors.graves import Tally
 from opslib.envelope import Unreadable
 from opslib.facts.dead import DeadLetter, DeadLetters, DeadList
@@ -269,8 +269,8 @@ class _Reading:
                 self.lengths[key] = length
                 room = max(0, self._most - self._seen)
                 self._seen, self._silent = self._seen + min(length, room), self._silent + max(0, length - room)
-                listing = queues.Listing(key=key, queue=key, priority=0, length=length)
-                yield from ((key, raw) for _, raw in islice(queues.stream(self._broker, listing), room))
+                listing = windows.Listing(key=key, length=length)
+                yield from ((key, raw) for _, raw in islice(windows.stream(self._broker, listing), room))
             except ResponseError as error:
                 if why := _unread(self._broker, key, error):
                     self._unread.append(why)

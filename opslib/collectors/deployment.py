@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from opslib import refusals
 from opslib.collectors import dead_letters as dead
-from opslib.collectors import keyspace, looks, queues, unacked
+from opslib.collectors import dead_look, keyspace, looks, queues
 from opslib.collectors import window as watching
 from opslib.durations import seconds
 from opslib.facts.snapshot import Snapshot
@@ -97,32 +97,18 @@ def _dead(
     keys = sorted(key for key in found.dead if key not in declared)
     before = dead.marks(broker, keys)
     began = time.monotonic()
-    revoked, unasked = dead.revoked(broker, timeout_s=limits.timeout_s)
-    letters, coverage = dead.read(
+    kept = sorted(declared & set(found.dead))
+    letters, *coverage = dead_look.read(
         broker,
+        found,
+        snapshot,
         keys,
-        now=snapshot.taken_at.timestamp(),
-        known_results=found.results,
-        revoked=revoked,
+        timeout_s=limits.timeout_s,
         max_letters=limits.max_letters,
         max_keys=limits.max_keys,
-        elsewhere=lambda ids: _elsewhere(broker, found, snapshot, ids),
+        notes=[f"{name} is declared as a queue, so it was left alone." for name in kept[:3]],
     )
-    said = [f"{name} is declared as a queue, so it was left alone." for name in sorted(declared & set(found.dead))[:3]]
-    if unasked:
-        said.append(f"{unasked:,} node{'s' * (unasked != 1)} did not say what is revoked.")
-    lists, stored = coverage
-    lists = replace(lists, note=" ".join(filter(None, (lists.note, *said))))
     if before:
         time.sleep(max(0.0, pause_s - (time.monotonic() - began)))
         letters = dead.again(broker, letters, before)
-    return replace(snapshot, letters=letters, coverage=(*snapshot.coverage, lists, stored))
-
-
-def _elsewhere(broker: Broker, found: keyspace.Found, snapshot: Snapshot, ids: frozenset[str]) -> set[str]:
-    """Return those of some tasks that are in circulation again, though their results are the old ones, or put aside."""
-    listings, _ = queues.lists(broker, [queue.name for queue in snapshot.queues])
-    delivered, _, _ = unacked.read(broker, found.bindings, max_messages=looks.MAX_UNACKED)
-    waiting = {row.task_id for row in queues.chosen(broker, listings, lambda each: each.task_id in ids)}
-    under_way = {row.task_id for row in delivered} | {row.task_id for row in snapshot.held}
-    return waiting | (under_way & ids) | dead.put_aside(broker, found.quarantined, ids)
+    return replace(snapshot, letters=letters, coverage=(*snapshot.coverage, *coverage))

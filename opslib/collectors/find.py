@@ -22,6 +22,7 @@ from opslib.collectors import (
     unacked,
     workers,
 )
+from opslib.collectors.windows import Listing
 from opslib.durations import seconds
 from opslib.facts.messages import UnackedMessage, WaitingMessage
 from opslib.facts.system import FINAL_STATES, Coverage, HeldTask
@@ -128,7 +129,7 @@ def _again(broker: Broker, found: keyspace.Found, seen: Whereabouts, *, timeout_
 
 def _in_flight(
     broker: Broker, found: keyspace.Found, keys_coverage: Coverage, *, timeout_s: float
-) -> tuple[Whereabouts, list[queues.Listing]]:
+) -> tuple[Whereabouts, list[Listing]]:
     """Return all that is delivered and held, of any task, and the lists that are yet to be read."""
     taken_at = broker.server_time()
     info, server_coverage = server.read(broker)
@@ -143,7 +144,7 @@ def _in_flight(
         fingerprint=broker.fingerprint,
         taken_at=taken_at,
         server=info,
-        queues=tuple(queues.infos(names, listings, queues.Scan(), looks.consumers(nodes))),
+        queues=tuple(queues.infos(names, listings, looks.consumers(nodes))),
         unacked=tuple(delivered),
         held=tuple(held),
         nodes=tuple(nodes),
@@ -163,9 +164,7 @@ def _in_flight(
     return everything, listings
 
 
-def _by_id(
-    broker: Broker, everything: Whereabouts, listings: Sequence[queues.Listing], ids: frozenset[str]
-) -> Whereabouts:
+def _by_id(broker: Broker, everything: Whereabouts, listings: Sequence[Listing], ids: frozenset[str]) -> Whereabouts:
     odd: Counter[str] = Counter()
     offspring: list[WaitingMessage | UnackedMessage] = []
     offspring += [row for row in everything.unacked if row.root_id in ids and row.task_id not in ids][:_MOST_OFFSPRING]
@@ -185,7 +184,7 @@ def _by_id(
 def _by_selection(
     broker: Broker,
     everything: Whereabouts,
-    listings: Sequence[queues.Listing],
+    listings: Sequence[Listing],
     selection: Selection,
     places: frozenset[str],
     limit: int,
@@ -245,9 +244,7 @@ class _Held:
         return self.held.task
 
 
-def _with_kept(
-    broker: Broker, found: keyspace.Found, listings: Sequence[queues.Listing], seen: Whereabouts
-) -> Whereabouts:
+def _with_kept(broker: Broker, found: keyspace.Found, listings: Sequence[Listing], seen: Whereabouts) -> Whereabouts:
     """Look through what is out of circulation as well; what was read as a queue is no list of dead letters."""
     read = {listing.key for listing in listings}
     kept, quarantine_coverage = quarantine.of_tasks(broker, found.quarantined, seen.ids)

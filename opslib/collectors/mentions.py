@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from opslib.collectors import circulation, keyspace, looks, queues, unacked, workers
+from opslib.collectors import circulation, keyspace, looks, queues, unacked, windows, workers
 from opslib.collectors.circulation import Circulation
 from opslib.envelope import unacked_head
 
@@ -133,7 +133,7 @@ def _messages(broker: Broker, names: Collection[str]) -> Iterator[tuple[bytes, b
     """Yield every message as it is stored, and whether it is delivered."""
     listings, _ = queues.lists(broker, names)
     for listing in listings:
-        for _, raw in queues.stream(broker, listing, limit=_MOST_MESSAGES):
+        for _, raw in windows.stream(broker, listing, limit=_MOST_MESSAGES):
             yield raw, False
     for raw in unacked.raws(broker):
         yield raw, True

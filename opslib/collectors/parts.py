@@ -47,7 +47,7 @@ def depths(
         )
         names, not_queues = looks.queue_names(broker, found, answering)
         listings, strange = queues.lists(broker, names)
-        rows = queues.infos(names, listings, queues.Scan(), looks.consumers(answering))
+        rows = queues.infos(names, listings, looks.consumers(answering))
         waiting = queues.coverage(sum(row.depth for row in rows), 0, strange, not_queues)
         aside = keyspace.set_aside(broker, found)
     return rows, [keys_coverage, workers_coverage, waiting, *aside]

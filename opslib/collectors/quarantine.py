@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from opslib.collectors import queues
+from opslib.collectors import windows
 from opslib.collectors.keyspace import STEP
 from opslib.envelope import Head, Unreadable, digest, head, unacked_head
 from opslib.facts.messages import Quarantined, QuarantinedMessage
@@ -105,8 +105,8 @@ def ids(broker: Broker, keys: Sequence[str], note: Callable[[str], None]) -> Cov
 
 
 def _stored(broker: Broker, listing: Quarantined, *, limit: int) -> Iterator[bytes]:
-    whole = queues.Listing(key=listing.key, queue=listing.queue, priority=0, length=listing.count)
-    return (raw for _, raw in queues.stream(broker, whole, limit=limit))
+    whole = windows.Listing(key=listing.key, length=listing.count)
+    return (raw for _, raw in windows.stream(broker, whole, limit=limit))
 
 
 def _head(raw: bytes) -> Head | Unreadable:

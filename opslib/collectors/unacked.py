@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from opslib.collectors.queues import WINDOW_BYTES, head_fields
+from opslib import pieces
+from opslib.collectors.scan import head_fields
+from opslib.collectors.windows import WINDOW_BYTES
 from opslib.envelope import Head, digest, unacked_head
 from opslib.facts.messages import UnackedMessage, UnreadableMessage
 from opslib.facts.system import Coverage
@@ -119,22 +121,10 @@ def _values(broker: Broker, tags: Sequence[bytes]) -> Iterator[tuple[bytes, byte
                 pipe.hstrlen(broker.keys.unacked, tag)
             sizes = dict(zip(page, cast("list[int]", pipe.execute()), strict=True))
         yield from ((tag, None) for tag in page if sizes[tag] > _LARGEST_BYTES)
-        for window in _windows([tag for tag in page if 0 < sizes[tag] <= _LARGEST_BYTES], sizes):
+        readable = [tag for tag in page if 0 < sizes[tag] <= _LARGEST_BYTES]
+        for window in pieces.cut(readable, sizes.__getitem__, most_bytes=WINDOW_BYTES):
             values = cast("list[bytes | None]", broker.reads.hmget(broker.keys.unacked, window))
             yield from ((tag, value) for tag, value in zip(window, values, strict=True) if value is not None)
-
-
-def _windows(tags: Sequence[bytes], sizes: Mapping[bytes, int]) -> Iterator[list[bytes]]:
-    window: list[bytes] = []
-    weight = 0
-    for tag in tags:
-        if window and weight + sizes[tag] > WINDOW_BYTES:
-            yield window
-            window, weight = [], 0
-        window.append(tag)
-        weight += sizes[tag]
-    if window:
-        yield window
 
 
 def _file(

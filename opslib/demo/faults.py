@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from redis import Redis
 
-    from opslib.demo.processes import Child
+    from opslib.embedded.processes import Child
 
 #: True, or anything that counts as true, once what is waited for is the case.
 Condition = Callable[[], object]

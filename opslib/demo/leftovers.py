@@ -9,8 +9,9 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
-from opslib.demo import notes, server
+from opslib.demo import notes
 from opslib.demo.faults import CROWD, KEPT_S, Fault
+from opslib.embedded import server
 from opslib.keys import Keyspace
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING
 
-from opslib.demo import server
+from opslib.embedded import server
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from opslib import redact
-from opslib.demo import clock, failures, faults, ledger, leftovers, open_rows, processes, server, state
+from opslib.demo import clock, failures, faults, ledger, leftovers, open_rows, server, state
 from opslib.demo.faults import CLERK, CROWD, DOOMED, IMPORTS, Stage
-from opslib.demo.processes import Child
-from opslib.demo.server import Server
 from opslib.demo.state import DemoFailed
+from opslib.embedded import processes
+from opslib.embedded.processes import Child
+from opslib.embedded.server import Server
 from opslib.errors import Exit, OpsError
 
 POLL_S = 0.05
@@ -79,7 +80,7 @@ class Supervisor:
     def _make(self, running: ExitStack) -> None:
         self._say("an embedded server and four Celery workers start")
         embedded = running.enter_context(server.start(self._demo.folder, extra=_KEEPS_CHANGES))
-        self._update(url=embedded.url, processes={"server": embedded.process.pid})
+        self._update(url=embedded.url, processes={"server": embedded.child.pid})
         running.callback(self._end_workers)
         os.environ[ledger.VARIABLE] = str(self._demo.folder / ledger.FILE)
         ledger.make()
@@ -150,7 +151,7 @@ class Supervisor:
 
     def _keep(self, embedded: Server) -> None:
         until = time.monotonic() + self._keep_s
-        while not self.told and time.monotonic() < until and embedded.process.poll() is None:
+        while not self.told and time.monotonic() < until and not embedded.has_ended():
             for worker in self._workers.values():
                 worker.has_gone()  # reaps what was killed meanwhile
             time.sleep(LOOK_S)

@@ -13,9 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from opslib import redact
-from opslib.demo import processes, server, state
-from opslib.demo.processes import Child
+from opslib.demo import state
 from opslib.demo.state import Demo, DemoFailed
+from opslib.embedded import processes, server
+from opslib.embedded.processes import Child
 
 READY_WITHIN_S = 30.0
 #: Shorter than the visibility timeout, after which Celery itself would change what is wrong.

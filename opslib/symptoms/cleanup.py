@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from opslib import plan as plans
+from opslib.durations import spell
 from opslib.errors import Refused
 from opslib.facts.app_keys import TaskKey
 from opslib.facts.whereabouts import Whereabouts
@@ -108,7 +109,7 @@ def plan(seen: Whereabouts, keys: Sequence[TaskKey]) -> list[Plan]:
 
 def _left(key: TaskKey, task: str) -> Finding:
     size = f"{key.size_bytes:,} bytes" if key.type == "string" else f"{key.elements:,} elements"
-    life = "never expires" if key.life_s < 0 else f"expires in {key.life_s:,.0f} s"
+    life = "never expires" if key.life_s < 0 else f"expires in {spell(key.life_s)}"
     what = f"its {key.name}, a {key.type} of {size} that {life}"
     return Finding(
         code="task-remnant",

@@ -11,22 +11,21 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from opslib import plan as plans
-from opslib.durations import seconds, spell
+from opslib.durations import seconds
 from opslib.errors import BadParameter, near
 from opslib.facts.resets import DrainNode
 from opslib.facts.snapshot import Snapshot
 from opslib.facts.system import NodeInfo
 from opslib.findings import Finding, worst_first
+from opslib.naming import named
 from opslib.plan import CONDITIONS, Action, Gate, Kind, Plan
-from opslib.symptoms import asked, deploying, emergency_reset, sight
+from opslib.symptoms import asked, deploying, sight, steps
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
 
 WISHES = ("drain", "canary")
-_FREEZE, _DRAIN, _SHUTDOWN = "freeze", "drain", "shutdown"
-#: Nodes that are named in a sentence.
-_MOST = 5
+_FREEZE, _DRAIN = "freeze", "drain"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,11 +125,7 @@ def plan(
     del findings  # they are what a person reads before asking
     if do and do not in WISHES:
         raise BadParameter(f"do: {do!r} is nothing that can be done here.", hint=near(do, WISHES))
-    if shutdown not in {"", "warm"}:
-        raise BadParameter(
-            f"shutdown: {shutdown!r} is none that can be ordered.",
-            hint="Over the broker a node ends warm only: say warm; SIGQUIT on its machine ends it cold.",
-        )
+    steps.refuse_unordered(shutdown)
     wait_s = seconds(wait, "wait")
     meant = _meant(snapshot, node)
     actions: list[Action] = []
@@ -138,7 +133,7 @@ def plan(
         actions = list(_drain(snapshot, meant, wait_s, shutdown))
     elif do == "canary":
         names = sorted({name for each in meant for name in each.queues})
-        actions = [emergency_reset.canary(name, wait_s) for name in names]
+        actions = [steps.canary(name, wait_s) for name in names]
     return plans.make(
         snapshot.target, snapshot.fingerprint, actions, max_actions=max_actions, made_at=snapshot.taken_at
     )
@@ -174,24 +169,16 @@ def _drain(snapshot: Snapshot, meant: Sequence[NodeInfo], wait_s: float, shutdow
     now = f"{running:,} run now, {about:,} are about to; killed now, {lost:,} would be lost."
     yield replace(gate, effect=f"{now} {gate.effect}")
     if shutdown:
-        yield from (replace(emergency_reset.shut_down(each), step=_SHUTDOWN) for each in meant)
-        yield _gate(snapshot, "gone", _SHUTDOWN, names, wait_s)
+        yield from (steps.shut_down(each) for each in meant)
+        yield _gate(snapshot, "gone", steps.SHUTDOWN, names, wait_s)
 
 
 def _gate(
     snapshot: Snapshot, until: str, step: str, names: Sequence[str], wait_s: float, *, queues: Sequence[str] = ()
 ) -> Action:
-    more = len(names) - _MOST
-    named = ", ".join(names[:_MOST]) + (f" and {more:,} more" if more > 0 else "")
-    said = CONDITIONS[until].format(nodes=named, queues=", ".join(queues[:_MOST]))
-    if until == "paused":
-        said = f"none of {named} consumes its queues"
-    return Action(
-        kind=Kind.AWAIT,
-        subject=said,
-        source=step,
-        destination="go on",
-        step=step,
-        gate=Gate(until=until, queues=tuple(queues), nodes=tuple(names), within_s=wait_s, silent=snapshot.silent_nodes),
-        effect=f"Goes on once {said}; after {spell(wait_s)} in vain, nothing more is done.",
+    condition = Gate(
+        until=until, queues=tuple(queues), nodes=tuple(names), within_s=wait_s, silent=snapshot.silent_nodes
     )
+    if until == "paused":
+        return steps.gate(step, f"none of {named(names)} consumes its queues", condition)
+    return steps.gate(step, CONDITIONS[until].format(nodes=named(names)), condition)

@@ -10,6 +10,7 @@ from opslib.durations import spell
 from opslib.facts.care import Care, NodeCare, ResultLife, TaskCare
 from opslib.facts.snapshot import Snapshot
 from opslib.findings import Finding, Severity
+from opslib.naming import named
 
 RUNBOOK = "health-check"
 #: A task that has run for so long is a long one, and what was prefetched behind it waits as long.
@@ -282,7 +283,7 @@ def _counted(values: Iterable[str]) -> dict[str, int]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3:,} more' if len(names) > 3 else ''}"
+    return named(names, 3)
 
 
 def _nodes(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from opslib.durations import rate
 from opslib.errors import BadParameter, near
 from opslib.facts.snapshot import Snapshot
 from opslib.facts.system import ListInfo, NodeInfo, QueueInfo
-from opslib.keys import Keyspace
+from opslib.keys import DEAD, Keyspace
 from opslib.plan import Action, Kind
 from opslib.selection import Selection
 from opslib.symptoms import asked, serving
@@ -60,6 +60,9 @@ def actions(snapshot: Snapshot, wish: Wish) -> list[Action]:
         raise BadParameter(f"do: {wish.do!r} is nothing that can be done here.", hint=near(wish.do, WISHES))
     if wish.limit < 0:
         raise BadParameter(f"limit: {wish.limit} is no number of messages.", hint="0 means all of them.")
+    if not wish.task:
+        hint = "Leave it out to mean every task; is a variable of the shell not set?"
+        raise BadParameter("task: it is empty, and would mean every task.", hint=hint)
     return WISHES[wish.do](snapshot, wish)
 
 
@@ -92,6 +95,8 @@ def _move(snapshot: Snapshot, wish: Wish) -> list[Action]:
         raise BadParameter(f"to: {wish.to} is the queue that the messages are in already.")
     if not Keyspace().is_queue_name(wish.to):  # a target's own names, the writer knows
         raise BadParameter(f"to: {wish.to!r} is no queue: Celery keeps something else under that name.")
+    if wish.to.endswith(DEAD) and wish.to not in {row.name for row in snapshot.queues}:
+        raise BadParameter(f"to: {wish.to!r} is called like a dead-letter list, from which no worker takes.")
     made = asked.move(queue.name, wish.to, _meant(queue, only), only)
     consumed = any(row.name == wish.to and row.consumers for row in snapshot.queues)
     nobody = "" if consumed else f" No node that answered consumes {wish.to}: there they wait until one does."
@@ -128,15 +133,10 @@ def _resize(snapshot: Snapshot, wish: Wish) -> list[Action]:
             f"No pool of these can change its size while it runs: {pools}.",
             hint="Restart the node with another --concurrency, or start one more.",
         )
-    grows = wish.do == "grow"
+    by = wish.by if wish.do == "grow" else -wish.by
     for node in able:
-        size = node.concurrency
-        if not grows and size - wish.by < 1:
-            raise BadParameter(
-                f"by: {node.name} has {size} process{'es' * (size != 1)}, and at least one has to stay.",
-                hint="To have it take nothing at all, pause its queues.",
-            )
-    return [asked.resized(node, wish.by if grows else -wish.by) for node in able]
+        asked.refuse_size(node, by)
+    return [asked.resized(node, by) for node in able]
 
 
 def _limit(snapshot: Snapshot, wish: Wish) -> list[Action]:

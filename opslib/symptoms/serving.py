@@ -16,6 +16,8 @@ from opslib.findings import Finding, Severity
 
 #: What a queue's counts call that which has no name of its own.
 UNNAMED = frozenset({UNKNOWN_TASK, "(unreadable)", "(others)"})
+#: How what a person may do about a queue is begun; a hint is read where another runbook may have found it.
+RELIEF = "ops run queue-backlog -p"
 #: What waits for less at its rate limit is only passing by.
 _HELD_BACK_S = 60.0
 
@@ -104,7 +106,8 @@ def _unregistered(task: str, queues: Counter[str], without: list[str], having: l
         message=f"{said}: {lost}{unsure}.",
         evidence={"waiting": dict(queues), "without": without[:20], "with": having[:20]},
         hint=(
-            f"Do not wait: pause the queue (-p do=pause -p queue={typed(next(iter(queues)))}), deploy the task, resume."
+            f"Do not wait: pause the queue (`{RELIEF} do=pause -p queue={typed(next(iter(queues)))}`), deploy "
+            "the task, resume."
             " A name that is misspelt, or a worker started with another app, does this too; what was dropped has the "
             "result FAILURE NotRegistered."
         ),
@@ -157,9 +160,9 @@ def _rate_limited(
             **({"accepted_in_window": snapshot.window.accepted.get(task, 0)} if snapshot.window else {}),
         },
         hint=(
-            "-p do=limit alone changes little: what a node has received under the old limit goes on at that pace, in "
-            "no answer and in no queue. Pause the queue, restart its nodes warmly (SIGTERM), which gives those "
-            "messages back, then set the limit and undo the pause."
+            f"`{RELIEF} do=limit` alone changes little: what a node has received under the old limit goes on at that "
+            "pace, in no answer and in no queue. Pause the queue, restart its nodes warmly (SIGTERM), which gives "
+            "those messages back, then set the limit and undo the pause."
         ),
         runbook="queue-backlog",
     )

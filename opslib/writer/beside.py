@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opslib import records, refusals
-from opslib.collectors import circulation, quarantine, queues
+from opslib.collectors import circulation, quarantine, windows
 from opslib.collectors.find import find
 from opslib.envelope import Head, head, unacked_head
 from opslib.errors import OpsError
@@ -174,8 +174,8 @@ def _taken(primitive: Primitive) -> Iterator[str]:
 
     yield from fresh(_revoked(primitive))
     for row in quarantine.lists(broker, primitive.run_id):
-        listing = queues.Listing(key=row.key, queue=row.queue, priority=0, length=row.count)
-        yield from fresh(map(_id_of, (raw for _, raw in queues.stream(broker, listing))))
+        listing = windows.Listing(key=row.key, length=row.count)
+        yield from fresh(map(_id_of, (raw for _, raw in windows.stream(broker, listing))))
 
 
 def _revoked(primitive: Primitive) -> list[str]:

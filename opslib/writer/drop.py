@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opslib import settings
-from opslib.collectors import quarantine, queues
+from opslib.collectors import quarantine, windows
 from opslib.errors import Refused
 from opslib.keys import raw_name
 from opslib.plan import Action, Outcome, Status
@@ -110,6 +110,6 @@ def messages(broker: Broker, actions: Sequence[Action]) -> Iterator[Kept]:
     """Yield every message of the lists, as the vault keeps it."""
     for action in actions:
         copy = action.copies[0]
-        listing = queues.Listing(key=copy.key, queue=copy.queue, priority=0, length=copy.count)
-        for _, raw in queues.stream(broker, listing):
+        listing = windows.Listing(key=copy.key, length=copy.count)
+        for _, raw in windows.stream(broker, listing):
             yield Kept(key=raw_name(copy.key), type="message", parts=(raw,), note={"queue": copy.queue})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from opslib.collectors import holding
 from opslib.collectors.holding import Holding
 from opslib.durations import spell
+from opslib.naming import named
 from opslib.plan import Action, Gate, Kind, Outcome, Status
 from opslib.writer import journal as journals
 from opslib.writer import points, shutdown
@@ -25,7 +26,6 @@ _ANSWER_S = 2.0
 _PAUSE_S = 0.25
 #: A gate is passed once its condition was true so often, one look after the other.
 _LOOKS = 2
-_MOST_NAMED = 5
 _MOST_STEPS = 10
 #: What the journal calls a gate that was passed.
 ROLE = "gate"
@@ -114,7 +114,7 @@ def _paused(primitive: Primitive, gate: Gate) -> Callable[[], str]:
             for queue in node.queues
             if (every or queue in gate.queues) and (not gate.nodes or name in gate.nodes)
         )
-        return doubt or _named(still)
+        return doubt or named(still)
 
     return look
 
@@ -126,7 +126,7 @@ def _idle(primitive: Primitive, gate: Gate) -> Callable[[], str]:
         seen, doubt = _counting(holding.look(primitive.broker, bindings, timeout_s=_ANSWER_S), gate)
         held, _ = seen.of(gate.queues, gate.task)
         runs = sorted(f"{each.task} {each.task_id} runs on {each.node}" for each in held if each.place == "active")
-        return doubt or _named(runs)
+        return doubt or named(runs)
 
     return look
 
@@ -141,8 +141,8 @@ def _drained(primitive: Primitive, gate: Gate) -> Callable[[], str]:
             return doubt
         lost = sum(each.acknowledged for each in left)
         fate = f"{lost:,} of them would be lost if their node ended now, {len(left) - lost:,} would run again"
-        named = _named(sorted(f"{each.task} {each.task_id} on {each.node}" for each in left))
-        return f"{len(left):,} run or are about to; {fate}: {named}"
+        which = named(sorted(f"{each.task} {each.task_id} on {each.node}" for each in left))
+        return f"{len(left):,} run or are about to; {fate}: {which}"
 
     return look
 
@@ -158,7 +158,7 @@ def _gone(primitive: Primitive, gate: Gate) -> Callable[[], str]:
             for name in gate.nodes
             if name in seen.nodes and not shutdown.is_younger(seen.nodes[name], told.get(name), now)
         ]
-        return _named(here) or doubt
+        return named(here) or doubt
 
     return look
 
@@ -172,7 +172,7 @@ def _cleared(primitive: Primitive, gate: Gate) -> Callable[[], str]:
         held, delivered = seen.of(gate.queues, gate.task)
         ids = {each.task_id for each in held}
         left = [m for m in delivered if (not beyond and m.task_id) or m.task_id in ids]
-        return doubt or _named(sorted(f"{m.task} {m.task_id} is unacknowledged" for m in left))
+        return doubt or named(sorted(f"{m.task} {m.task_id} is unacknowledged" for m in left))
 
     return look
 
@@ -190,7 +190,7 @@ def _consumed(primitive: Primitive, gate: Gate) -> Callable[[], str]:
             for queue in gate.queues
             if queue not in seen.nodes[name].queues
         ]
-        return _named(missing)
+        return named(missing)
 
     return look
 
@@ -203,14 +203,9 @@ def _served(primitive: Primitive, gate: Gate) -> Callable[[], str]:
         if seen.unasked:
             return seen.unasked.rstrip(".")
         served = {queue for node in seen.nodes.values() for queue in node.queues}
-        return _named([f"nobody consumes {queue}" for queue in gate.queues if queue not in served])
+        return named([f"nobody consumes {queue}" for queue in gate.queues if queue not in served])
 
     return look
-
-
-def _named(what: Sequence[str]) -> str:
-    more = len(what) - _MOST_NAMED
-    return ", ".join(what[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 #: Each condition → what says, again and again, why it is not true; empty once it is.

@@ -90,7 +90,9 @@ def _dropped_at_once(journal: Journal, action: Action, remembered: Mapping[str, 
 
 
 def _kept_back(action: Action, why: str) -> Outcome:
-    reason = f"{why}, so that it would be dropped at once and lost: restart that node, then undo again. It stays kept."
+    reason = (
+        f"{why}, so that it would be dropped at once and lost: restart each such node, then undo again. It stays kept."
+    )
     return Outcome(action=action, status=Status.FAILED, reason=reason)
 
 
@@ -114,11 +116,12 @@ def _remembered(broker: Broker, journal: Journal) -> dict[str, str]:
     if silent > 0:
         why = f"{silent} node{'s' * (silent != 1)} did not say whether they remember the revoke"
         return dict.fromkeys(ids, why)
+    told = answers.replies["revoked"].items()
+    having = {task_id: sorted(node for node, raw in told if task_id.encode() in raw) for task_id in ids}
     return {
-        task_id: f"{node} remembers the revoke"
-        for node, raw in answers.replies["revoked"].items()
-        for task_id in ids
-        if task_id.encode() in raw
+        task_id: f"{'each of ' * (len(nodes) > 1)}{', '.join(nodes)} remembers the revoke"
+        for task_id, nodes in having.items()
+        if nodes
     }
 
 

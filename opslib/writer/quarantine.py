@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from opslib.collectors import queues
+from opslib.collectors import queues, windows
 from opslib.envelope import digest
 from opslib.facts.whereabouts import Whereabouts
 from opslib.keys import raw_name
@@ -196,7 +196,7 @@ class Handler:
     def _kept(self, key: str, copy: Copy) -> tuple[bytes, bool]:
         """Return the bytes of a message that is in a quarantine."""
         length = self._broker.writes.llen(raw_name(key))
-        every = queues.stream(self._broker, queues.Listing(key=key, queue=copy.queue, priority=0, length=length))
+        every = windows.stream(self._broker, windows.Listing(key=key, length=length))
         return next((raw for _, raw in every if digest(raw) == copy.sha256), b""), False
 
     def _waiting(self, copies: Sequence[Copy]) -> dict[tuple[str, str], tuple[bytes, bool]]:
@@ -210,7 +210,7 @@ class Handler:
             if not wanted.get(each.key):
                 continue
             left = set(wanted[each.key])
-            for position, raw in queues.stream(self._broker, each):
+            for position, raw in windows.stream(self._broker, each):
                 sha = digest(raw)
                 if sha in wanted[each.key]:
                     found[each.key, sha] = raw, lists.is_deep(position, each.length)

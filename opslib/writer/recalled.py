@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib import plain_letters
-from opslib.collectors import queues
+from opslib.collectors import windows
 from opslib.envelope import Head, digest, head
 from opslib.keys import raw_name
 from opslib.plan import Action, Outcome, Status
@@ -57,7 +57,7 @@ def _waiting(broker: Broker, batch: Batch, numbers: Sequence[int]) -> dict[int, 
         wanted[_list(batch, n)][tags[n]] = n
     found: dict[int, bytes] = {}
     for key, left in wanted.items():
-        for raw in queues.likely(broker, key):
+        for raw in windows.likely(broker, key):
             said = head(raw)
             if isinstance(said, Head) and said.delivery_tag in left:
                 found[left.pop(said.delivery_tag)] = raw
@@ -106,7 +106,7 @@ def arrived(broker: Broker, items: Sequence[Mapping[str, Any]]) -> dict[str, byt
             wanted[key].add(item["sha"])
     for key, shas in wanted.items():
         left = set(shas)
-        for raw in queues.likely(broker, key):
+        for raw in windows.likely(broker, key):
             sha = digest(raw)
             if sha in left:
                 left.discard(sha)

@@ -6,9 +6,7 @@ import json
 import re
 import secrets
 import shutil
-import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opslib import redact
-from opslib.demo import processes
-from opslib.demo import server as embedded
+from opslib.embedded import processes
+from opslib.embedded import server as embedded
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -87,17 +85,17 @@ def loaded(folder: Path, head: Head, database: int) -> Iterator[Scratch | str]:
     said = []
     for number, (name, program) in enumerate(programs(head), 1):
         log = folder / f"{_NAME}-{number}.log"
-        child, server = _launch(program, folder, log.stem, database)
+        server = _launch(program, folder, log.stem, database)
         client = server.client()
         try:
-            found = _until_loaded(client, child, name, log)
+            found = _until_loaded(client, server.child, name, log)
             if isinstance(found, Scratch):
                 yield found
                 return
             said.append(f"{name}: {found}")
         finally:
             client.close()
-            child.end()
+            server.stop()
     yield " ".join(said) or "No server program is installed here: install redis-server, or opslib[demo]."
 
 
@@ -111,33 +109,11 @@ def _version(program: Path) -> str:
     return f"{kind} {number[1]}" if number else kind
 
 
-def _launch(program: Path, folder: Path, name: str, database: int) -> tuple[processes.Child, embedded.Server]:
+def _launch(program: Path, folder: Path, name: str, database: int) -> embedded.Server:
     password = secrets.token_urlsafe(24)
     redact.remember(f"redis://:{password}@127.0.0.1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    lines = [
-        "bind 127.0.0.1",
-        f"port {port}",
-        f"requirepass {json.dumps(password)}",
-        f"dir {json.dumps(str(folder))}",
-        f"dbfilename {DUMP}",
-        'save ""',
-        "appendonly no",
-        "maxmemory 0",
-        "databases 1024",
-        "daemonize no",
-    ]
-    # Not as arguments, which stand in the process list, nor in a file with a name: one of them is the password.
-    with tempfile.TemporaryFile(dir=folder) as configuration:
-        configuration.write("\n".join([*lines, ""]).encode())
-        configuration.seek(0)
-        child = processes.spawn(
-            name, [str(program), "-"], folder=folder, env=processes.environment(), stdin=configuration.fileno()
-        )
-    url = f"redis://:{password}@127.0.0.1:{port}/{database}"
-    return child, embedded.Server(process=child.process, port=port, password=password, url=url, folder=folder)
+    lines = [f"dir {json.dumps(str(folder))}", f"dbfilename {DUMP}", "maxmemory 0", "databases 1024"]
+    return embedded.launch(program, folder, name=name, password=password, database=database, lines=lines)
 
 
 def _until_loaded(client: Redis, child: processes.Child, name: str, log: Path) -> Scratch | str:

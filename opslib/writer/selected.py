@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from opslib import letters, refusals
-from opslib.collectors import queues
+from opslib.collectors import windows
 from opslib.envelope import Head, digest, head
 from opslib.errors import OpsError
 from opslib.keys import raw_name
@@ -318,8 +318,8 @@ class _Selected:
 
     def _all(self, key: str, length: int) -> list[bytes]:
         """Return what a short list holds, the first served first."""
-        listing = queues.Listing(key=key, queue="", priority=0, length=length)
-        return [raw for _, raw in queues.stream(self._broker, listing)][::-1]
+        listing = windows.Listing(key=key, length=length)
+        return [raw for _, raw in windows.stream(self._broker, listing)][::-1]
 
     def _near(self, key: str) -> list[bytes]:
         """Return what of a long list is near enough to its served end to be found by its bytes, in that order."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from opslib import pieces
 from opslib.envelope import Head, digest, head
 from opslib.plan import Action, Outcome, Status
 from opslib.writer import resent
@@ -19,7 +20,8 @@ def send(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
     """
     outcomes: list[Outcome] = []
     lost = resent.Lost(primitive)
-    for batch in _batches(actions):
+    messages = ((action, action.message.encode()) for action in actions)
+    for batch in pieces.cut(messages, lambda each: len(each[1]), most_bytes=BATCH_BYTES, most=lambda: BATCH_MOVES):
         ready, held = lost.ready([action for action, _ in batch])
         outcomes += held
         some = [(action, raw) for action, raw in batch if action in ready]
@@ -47,18 +49,3 @@ def send(primitive: Primitive, actions: Sequence[Action]) -> list[Outcome]:
                 if action.id in sent
             ]
     return outcomes
-
-
-def _batches(actions: Sequence[Action]) -> Iterator[list[tuple[Action, bytes]]]:
-    """Cut by number and by bytes; a message that is larger than a batch is one by itself."""
-    batch: list[tuple[Action, bytes]] = []
-    weight = 0
-    for action in actions:
-        raw = action.message.encode()
-        if batch and (weight + len(raw) > BATCH_BYTES or len(batch) >= BATCH_MOVES):
-            yield batch
-            batch, weight = [], 0
-        batch.append((action, raw))
-        weight += len(raw)
-    if batch:
-        yield batch

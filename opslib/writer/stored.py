@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from opslib import settings, values
+from opslib import pieces, settings, values
 from opslib.errors import Refused
 from opslib.keys import key_name, raw_name
 from opslib.plan import Action, Outcome, Status
@@ -168,17 +168,7 @@ def _weight(parts: Sequence[bytes]) -> int:
 
 def batches(each_of: Sequence[T], weight_of: Callable[[T], int], most: int = 0) -> Iterator[list[T]]:
     """Cut by number and by bytes."""
-    batch: list[T] = []
-    weight = 0
-    for each in each_of:
-        size = weight_of(each)
-        if batch and (len(batch) == (most or _PER_BATCH) or weight + size > _BATCH_BYTES):
-            yield batch
-            batch, weight = [], 0
-        batch.append(each)
-        weight += size
-    if batch:
-        yield batch
+    return pieces.cut(each_of, weight_of, most_bytes=_BATCH_BYTES, most=lambda: most or _PER_BATCH)
 
 
 def from_vaults(items: Sequence[tuple[Mapping[str, Any], str, tuple[str, int]]]) -> dict[str, Kept]:

@@ -6,12 +6,12 @@ import hashlib
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from opslib import aging, refusals, settings
+from opslib import aging, pieces, refusals, settings
 from opslib.collectors import circulation, mentions, pages, remains
 from opslib.collectors import stored as collected
 from opslib.errors import OpsError, Refused
@@ -93,6 +93,11 @@ class _Work:
     @property
     def verb(self) -> str:
         return "delete" if self.actions[0].kind is Kind.DELETE else "expire"
+
+    def bears(self) -> int:
+        """Return how many keys the server may be told of at once, as it is burdened now."""
+        watch = self.primitive.watch
+        return max(1, _BATCH * watch.batch // watch.MOST) if watch else _BATCH
 
     def meant(self) -> Iterator[Kept]:
         """Yield what is to be kept of every key that an action means, as it is at this moment."""
@@ -339,7 +344,7 @@ def _carry_out(work: _Work, path: Path) -> None:
     ttl = {action.id: action.ttl_s or 0.0 for action in work.actions}
     _, entries = vault.read(path)
     at = 0
-    for some in _batches(work, entries):
+    for some in pieces.cut(entries, lambda kept: int(kept.note["bytes"]), most_bytes=_BATCH_BYTES, most=work.bears):
         orders = [
             (
                 kept.type,
@@ -368,23 +373,6 @@ def _carry_out(work: _Work, path: Path) -> None:
             else:
                 account.changed += 1
         at += len(some)
-
-
-def _batches(work: _Work, entries: Iterable[Kept]) -> Iterator[list[Kept]]:
-    """Cut by number, by what the server has to compare, and by what it bears."""
-    batch: list[Kept] = []
-    weight = 0
-    for kept in entries:
-        watch = work.primitive.watch
-        most = max(1, _BATCH * watch.batch // watch.MOST) if watch else _BATCH
-        size = int(kept.note["bytes"])
-        if batch and (len(batch) >= most or weight + size > _BATCH_BYTES):
-            yield batch
-            batch, weight = [], 0
-        batch.append(kept)
-        weight += size
-    if batch:
-        yield batch
 
 
 def _call(

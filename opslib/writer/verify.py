@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opslib import pidbox
-from opslib.collectors import queues
+from opslib.collectors import windows
 from opslib.envelope import digest
 from opslib.keys import raw_name
 from opslib.plan import Kind, Outcome, Status
@@ -131,7 +131,7 @@ def _absent(broker: Broker, key: str, wanted: Sequence[tuple[str, int]]) -> set[
     left: defaultdict[str, list[int]] = defaultdict(list)
     for sha, action in wanted:
         left[sha].append(action)
-    for raw in queues.likely(broker, key):
+    for raw in windows.likely(broker, key):
         actions = left.get(digest(raw))
         if actions:
             actions.pop()

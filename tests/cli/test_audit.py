@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from opslib.broker import Broker
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.errors import Exit
 from opslib.writer import audit
 from tests.command_line import call

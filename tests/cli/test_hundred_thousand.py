@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.errors import Exit
 from opslib.keys import Keyspace
 from opslib.render import archive

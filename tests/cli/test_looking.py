@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,6 @@ class TestTasks:
             ("reserved", {"reserved"}),
             ("scheduled", {"scheduled", "retrying"}),
             ("retrying", {"retrying"}),
-            ("waiting", {"waiting"}),
             ("unacked", {"reserved", "scheduled", "retrying", "orphan"}),
         ],
     )
@@ -79,10 +79,26 @@ class TestTasks:
         shown = table("tasks", "--state", state)
         assert all(each in shown for each in ids)
 
-    def test_waiting_lists_are_sampled_and_say_so(self, busy: Busy) -> None:
-        """What waits and is not listed is counted on stderr, so that an empty list is not taken for an empty queue."""
-        assert busy
-        assert "Waiting and not listed: 1." in call("tasks", "--state", "waiting").err
+    def test_what_waits_is_listed_as_it_is_served(self, busy: Busy) -> None:
+        """What is not listed is counted on stderr, so that a short list is not taken for a short queue."""
+        ids = lines("tasks", "--state", "waiting")
+        assert (len(ids), ids[1]) == (2, busy.ids["waiting"])
+        assert [row["task_id"] for row in answer("tasks", "--state", "waiting")] == ids
+        assert all(each in table("tasks", "--state", "waiting") for each in ids)
+
+        assert lines("tasks", "--state", "waiting", "--limit", "1") == ids[:1]
+        assert "Waiting and not listed: 1." in call("tasks", "--state", "waiting", "--limit", "1").err
+        assert "not listed" not in call("tasks", "--state", "waiting").err
+        assert lines("tasks", "--state", "waiting", "--task", "nothing.*") == []
+
+    def test_a_retried_task_has_its_count_and_its_next_attempt(self, busy: Busy) -> None:
+        """And where it waits; the runbook that says why is named."""
+        (row,) = answer("tasks", "--state", "retrying")
+        done = call("tasks", "--state", "retrying")
+
+        assert (row["task_id"], row["retries"], row["place"]) == (busy.ids["retrying"], 1, "scheduled")
+        assert re.search(r" 1 +in \d+ min.* +scheduled +celery ", done.out), done.out
+        assert "`ops run retry-storm`" in done.err
 
     def test_stuck(self, busy: Busy) -> None:
         """Stuck is what the runbook would say, by the same judgement."""
@@ -134,7 +150,9 @@ class TestFind:
         status, found = answer("task", "status", task_id), answer("find", task_id)
 
         assert said in status["sentence"]
-        assert said in call("task", "status", task_id).out
+        shown = call("task", "status", task_id).out
+        assert said in shown
+        assert shown.startswith(f"{status['task'] or task_id}: ")
         assert status["places"] == places
         assert found["places"] == answer("task", "info", task_id)["places"] == {task_id: places}
         assert [row["task_id"] for row in found["tasks"]] == [task_id]

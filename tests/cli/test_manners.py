@@ -15,7 +15,7 @@ import typer
 from redis import Redis
 
 from opslib.cli import app
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.errors import Exit
 from tests.cli.conftest import Busy
 from tests.command_line import OPS, call, on_terminal, ops

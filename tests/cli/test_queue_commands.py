@@ -107,6 +107,9 @@ class TestPeek:
 
         assert done.out.split() == ids_of(strays, "strays", "shop.order")[:2]
         assert "2 of 9" in done.err
+        none = call("queue", "peek", "strays", "--task", "nothing.*")
+        assert (none.code, none.out) == (Exit.DONE, "")
+        assert "No task nothing.* is among the 9 that wait in strays." in none.err
 
     def test_what_nobody_can_decode_is_shown_in_its_place(self, strays):
         """With why: it may be what stands in the way. A filter cannot mean it, and it has no id."""
@@ -172,6 +175,30 @@ class TestDeclaredDead:
 
         assert done.code == Exit.DONE, done
         assert not dead.exists("orders.dead", "others")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("queue", "peek", "strays.dead"),
+        ("queue", "purge", "strays.dead", "--apply", "--yes"),
+        ("queue", "move", "strays.dead", "strays", "--apply", "--yes"),
+        ("queue", "move", "strays", "strays.dead", "--apply", "--yes"),
+        ("queue", "expedite", "strays.dead", "--task", "shop.*", "--apply", "--yes"),
+        ("task", "send", "shop.order", "--queue", "strays.dead", "--apply", "--yes"),
+    ],
+)
+def test_a_list_of_dead_letters_is_no_queue(strays, place, words):
+    """A letter that a node took as a message would be lost with it; the commands for them are named."""
+    strays.lpush("strays.dead", json.dumps({"v": 1, "task_id": "x", "task_name": "shop.order"}))
+    before = contents(strays)
+
+    done = call(*words)
+
+    assert (done.code, done.out) == (Exit.USAGE, "")
+    assert "`ops dead redrive`" in done.err
+    assert contents(strays) == before
+    assert not (place / "reports").exists()
 
 
 def ids_of_readable(redis: Redis) -> list[str]:
@@ -413,7 +440,7 @@ class TestExpedite:
         assert all(int(each[1:]) % 3 == 2 for each in order[:10])
         assert {each: system.ran(each) for each in ids} == {each: 2 if int(each[1:]) % 3 == 2 else 1 for each in ids}
 
-    @pytest.mark.parametrize("glob", ["*", "**", ""])
+    @pytest.mark.parametrize("glob", ["*", "**"])
     def test_everything_is_refused(self, strays, glob):
         """It would leave the order as it is, and every priority lost."""
         before = contents(strays)
@@ -511,6 +538,21 @@ def by_node(redis: Redis, ids: Sequence[str]) -> list[list[str]]:
     names = Counter(each["worker"] for each in results)
     assert len(names) == 2, names
     return [[each["task_id"] for each in done if each["worker"] == name] for name in names]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("peek", "strays"), ("purge", "strays"), ("purge", "--all"), ("move", "strays", "x"), ("expedite", "strays")],
+)
+def test_an_empty_name_of_a_task_does_not_mean_all(strays, words):
+    """It is a variable of the shell that is not set."""
+    before = contents(strays)
+
+    done = call("queue", *words, "--task", "", *(["--apply", "--yes"] if words[0] != "peek" else []))
+
+    assert (done.code, done.out) == (Exit.USAGE, "")
+    assert "--task is empty." in done.err
+    assert contents(strays) == before
 
 
 @pytest.mark.parametrize("words", [("purge", "strays"), ("move", "strays", "celery"), ("expedite", "strays")])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.errors import Exit, Refused
 from tests.command_line import Done, call
 from tests.support import servers

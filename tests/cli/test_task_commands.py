@@ -211,7 +211,8 @@ class TestReorder:
         system.until_done(ids["active"], ids["reserved"])
         node.kill()
 
-        assert {each.code for each in (*said.values(), twice, unknown, done)} == {Exit.USAGE}
+        assert {each.code for each in (*said.values(), twice, done)} == {Exit.USAGE}
+        assert unknown.code == Exit.ATTENTION
         for word, answer in said.items():
             assert f"does not wait: it is {'unacked, ' * (word != 'result')}{word}" in answer.err, answer
         assert "does not wait: it is result" in done.err

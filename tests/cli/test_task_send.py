@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from opslib import plan as plans
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.errors import Exit
 from opslib.records import RunRecord
 from opslib.render import archive

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from opslib.broker import Broker
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.errors import Exit
 from opslib.writer import lock
 from tests.command_line import call, ops

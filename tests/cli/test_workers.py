@@ -104,6 +104,13 @@ class TestView:
         assert "no answer" in done.out
         assert "1 heard the question and did not answer" in done.err
 
+        until(lambda: call("workers").code == Exit.DONE, DEADLINE_S, "nobody listens under its name any more")
+        assert "Nobody listens any more as silent@shop" in call("workers").err
+        assert "all that listen; silent@shop is gone" in call("stats").out
+        refused = call("worker", "grow", "silent@shop")
+        assert refused.code == Exit.USAGE
+        assert "silent@shop is known here, and does not answer." in refused.err
+
 
 class TestPool:
     """More or fewer processes."""
@@ -168,6 +175,15 @@ class TestPool:
 
         assert done.code == Exit.USAGE
         assert said in done.err
+        assert not (place / "reports").exists()
+
+    def test_the_last_process_stays(self, shop, place):
+        """Before there is a plan that promises otherwise."""
+        assert shop
+        done = call("worker", "shrink", NODE, "--by", "2")
+
+        assert done.code == Exit.USAGE
+        assert f"{NODE} has 2 processes, and at least one has to stay." in done.err
         assert not (place / "reports").exists()
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 from redis import Redis
 
-from opslib import values
+from opslib import pieces, values
 from opslib.collectors import app_keys
 from opslib.errors import BadParameter
 from opslib.facts.app_keys import TaskKey
@@ -243,11 +243,13 @@ class TestValues:
         for n in range(250):
             three.apps["progress"].set(f"progress:{n}", b"w" * 20_000)
         seen = []
-        pieces = app_keys._pieces
+        cut = pieces.cut
         monkeypatch.setattr(
-            app_keys,
-            "_pieces",
-            lambda some: (seen.append(sum(r.size_bytes for r in each)) or each for each in pieces(some)),
+            pieces,
+            "cut",
+            lambda *asked, **most: (
+                seen.append(sum(r.size_bytes for r in each)) or each for each in cut(*asked, **most)
+            ),
         )
 
         found, _ = app_keys.read(three, [str(n) for n in range(250)])

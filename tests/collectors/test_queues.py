@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import pytest
 
-from opslib.collectors import queues
+from opslib.collectors import queues, windows
+from opslib.collectors import scan as scans
 from opslib.collectors.deployment import collect
-from opslib.collectors.queues import WINDOW_BYTES, Listing
+from opslib.collectors.windows import WINDOW_BYTES, Listing
 from opslib.envelope import Head, head
 from tests.support import servers
 from tests.support.seed import KEYS, bind, envelope, iso, seed_waiting
@@ -58,7 +59,7 @@ def test_no_reply_weighs_more_than_a_window_and_one_message(broker, redis, sizes
     sent = fill(redis, sizes)
     client = Watched(redis)
 
-    read = ids(queues.stream(replace(broker, reads=client), listing(redis)))
+    read = ids(windows.stream(replace(broker, reads=client), listing(redis)))
 
     assert sorted(read) == sorted(sent)
     assert max(client.windows) <= WINDOW_BYTES + max(sizes) + 32 * KIB
@@ -70,7 +71,7 @@ def test_heavy_messages_behind_light_ones_do_not_come_all_at_once(broker, redis)
     sent = fill(redis, [1024 * KIB] * 25 + [KIB] * 2000)
     client = Watched(redis)
 
-    read = ids(queues.stream(replace(broker, reads=client), listing(redis)))
+    read = ids(windows.stream(replace(broker, reads=client), listing(redis)))
 
     assert sorted(read) == sorted(sent)
     average_bytes = (25 * 1024 * KIB + 2000 * KIB) // 2025
@@ -82,7 +83,7 @@ def test_a_list_is_read_in_few_windows(broker, redis):
     fill(redis, [KIB] * 3000)
     client = Watched(redis)
 
-    list(queues.stream(replace(broker, reads=client), listing(redis)))
+    list(windows.stream(replace(broker, reads=client), listing(redis)))
 
     assert len(client.windows) <= 3000 * KIB // WINDOW_BYTES * 2
 
@@ -91,7 +92,7 @@ def test_a_list_is_read_in_few_windows(broker, redis):
 @pytest.mark.parametrize("pushed", [0, 1, 9, 10, 11, 35])
 def test_no_survivor_is_missed_and_none_is_told_twice(broker, redis, monkeypatch, pushed, popped):
     """Between windows of ten messages, producers push and workers take; what stays is seen once."""
-    monkeypatch.setattr(queues, "_MOST_PER_WINDOW", 10)
+    monkeypatch.setattr(windows, "_MOST_PER_WINDOW", 10)
     sent = fill(redis, [KIB] * 100)
 
     def meanwhile(window):
@@ -100,7 +101,7 @@ def test_no_survivor_is_missed_and_none_is_told_twice(broker, redis, monkeypatch
         if pushed < 10 or window < 4:  # nobody pushes faster than a list is read, for long
             fill(redis, [KIB] * pushed)
 
-    read = ids(queues.stream(replace(broker, reads=Watched(redis, meanwhile)), listing(redis)))
+    read = ids(windows.stream(replace(broker, reads=Watched(redis, meanwhile)), listing(redis)))
 
     stayed = {json.loads(raw)["headers"]["id"] for raw in redis.lrange("celery", 0, -1)} & set(sent)
     assert stayed <= set(read)
@@ -120,7 +121,7 @@ def test_no_survivor_is_missed_under_real_traffic(broker, redis, server):
     thread = threading.Thread(target=traffic)
     thread.start()
     try:
-        read = ids(queues.stream(broker, listing(redis)))
+        read = ids(windows.stream(broker, listing(redis)))
     finally:
         done.set()
         thread.join()
@@ -132,11 +133,11 @@ def test_no_survivor_is_missed_under_real_traffic(broker, redis, server):
 
 def test_a_list_that_vanishes_ends_the_stream(broker, redis, monkeypatch):
     """Workers may empty a queue while it is read."""
-    monkeypatch.setattr(queues, "_MOST_PER_WINDOW", 10)
+    monkeypatch.setattr(windows, "_MOST_PER_WINDOW", 10)
     fill(redis, [KIB] * 30)
     client = Watched(redis, lambda _: redis.delete("celery"))
 
-    read = ids(queues.stream(replace(broker, reads=client), listing(redis)))
+    read = ids(windows.stream(replace(broker, reads=client), listing(redis)))
 
     assert len(read) == 10
 
@@ -145,7 +146,7 @@ def test_a_position_counts_what_is_served_before(broker, redis):
     """The message that is next to be served has none before it."""
     sent = fill(redis, [KIB] * 5)
 
-    positions = {json.loads(raw)["headers"]["id"]: at for at, raw in queues.stream(broker, listing(redis))}
+    positions = {json.loads(raw)["headers"]["id"]: at for at, raw in windows.stream(broker, listing(redis))}
 
     assert positions == {task_id: at for at, task_id in enumerate(sent)}
 
@@ -155,7 +156,7 @@ def test_a_limit_keeps_the_next_to_be_served(broker, redis, limit, seen):
     """What is left out is the newest, and it is counted."""
     sent = fill(redis, [KIB] * 5)
 
-    read = ids(queues.stream(broker, listing(redis), limit=limit))
+    read = ids(windows.stream(broker, listing(redis), limit=limit))
     scan = queues.scan(broker, [listing(redis)], watch=[], max_messages=limit)
 
     assert sorted(read) == sorted(sent[:seen])
@@ -168,7 +169,7 @@ def test_every_priority_is_a_list_of_its_own(broker, redis):
         seed_waiting(redis, queue="mail", priority=priority)
 
     listings, strange = queues.lists(broker, ["mail"])
-    rows = queues.infos(["mail"], listings, queues.scan(broker, listings, watch=[], max_messages=99), {})
+    rows = queues.infos(["mail"], listings, {}, queues.scan(broker, listings, watch=[], max_messages=99))
 
     assert [(row.depth, dict(row.by_priority)) for row in rows] == [(4, {3: 3, 9: 1})]
     assert [each.key for each in listings] == ["mail\x06\x163", "mail\x06\x169"]
@@ -217,7 +218,7 @@ def test_a_name_that_is_not_text_survives(broker, redis):
 
     listings, _ = queues.lists(broker, [b"caf\xe9".decode("utf-8", "surrogateescape")])
 
-    assert [found for each in listings for _, found in queues.stream(broker, each)] == [raw]
+    assert [found for each in listings for _, found in windows.stream(broker, each)] == [raw]
 
 
 def test_only_what_a_question_needs_is_kept(broker, redis):
@@ -241,7 +242,7 @@ def test_only_what_a_question_needs_is_kept(broker, redis):
 
 def test_the_extremes_are_kept_and_their_number_is_bounded(broker, redis, monkeypatch):
     """Of more retried messages than are kept, it is the most retried that stay."""
-    monkeypatch.setattr(queues, "_KEEP", 20)
+    monkeypatch.setattr(scans, "_KEEP", 20)
     for retries in range(1, 31):
         seed_waiting(redis, retries=retries)
     listings, _ = queues.lists(broker, ["celery"])
@@ -268,7 +269,7 @@ def test_the_server_may_hide_how_much_a_list_weighs(broker, redis, server):
     sent = fill(redis, [KIB] * 20)
     client = Watched(limited.reads)
 
-    read = ids(queues.stream(replace(limited, reads=client), listing(redis)))
+    read = ids(windows.stream(replace(limited, reads=client), listing(redis)))
 
     assert sorted(read) == sorted(sent)
     assert client.asked[0] == (0, 0)
@@ -289,7 +290,7 @@ def test_a_bound_queue_is_read_though_its_next_message_is_odd(broker, redis):
 @pytest.mark.parametrize(("number", "unlisted"), [(2, 0), (3, 1)])
 def test_unreadable_messages_beyond_the_rows_are_counted(broker, redis, monkeypatch, number, unlisted):
     """Rows are bounded; how many more there are is said."""
-    monkeypatch.setattr(queues, "_KEEP", 2)
+    monkeypatch.setattr(scans, "_KEEP", 2)
     bind(redis, "celery", "celery")
     redis.lpush("celery", *(f"no JSON {n}" for n in range(number)))
 
@@ -347,7 +348,7 @@ def seen_of(broker, name="celery", now=0.0, consumers=()):
     """Return the row of a queue after its messages were read."""
     listings, _ = queues.lists(broker, [name])
     scan = queues.scan(broker, listings, watch=[], max_messages=10_000, now=now)
-    (row,) = queues.infos([name], listings, scan, {name: consumers})
+    (row,) = queues.infos([name], listings, {name: consumers}, scan)
     return row
 
 
@@ -402,8 +403,8 @@ def test_a_queue_has_its_lists_with_what_waits_in_each(broker, redis):
 
 def test_task_names_and_priorities_without_end_do_not_fill_the_memory(broker, redis, monkeypatch):
     """Beyond a number they are counted together, each message once."""
-    monkeypatch.setattr(queues, "_TASK_NAMES", 3)
-    monkeypatch.setattr(queues, "_ODD_PAIRS", 2)
+    monkeypatch.setattr(scans, "_TASK_NAMES", 3)
+    monkeypatch.setattr(scans, "_ODD_PAIRS", 2)
     for number in range(6):
         seed_waiting(redis, f"shop.{number}", priority=10 + number)
     seed_waiting(redis, "shop.7", priority=-1)

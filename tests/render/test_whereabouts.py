@@ -96,6 +96,17 @@ STORIES = {
         f"scheduled {ON_W1}, due in 4.0 s at 03:00:04 UTC.",
         "Nothing to do.",
     ),
+    "scheduled for a time after the next delivery": (
+        twice(
+            whereabouts(
+                "x",
+                held=[held("x", "scheduled", eta_at=NOW_S + 7200)],
+                unacked=[delivered("x", age_s=1, eta_in_s=7200)],
+            )
+        ),
+        f"scheduled {ON_W1}, due in 2 h at 05:00:00 UTC; it will be delivered again before that.",
+        "ops task stop x --target trial",
+    ),
     "revoked while it is scheduled": (
         twice(whereabouts("x", **TIMED, results=[result("x", "REVOKED")])),
         "revoked; w1@lab drops it when its time comes.",

@@ -216,4 +216,5 @@ def test_nothing_named_is_told(trial: Deployment) -> None:
 
     (finding,) = [row for row in result.record.findings if row["code"] == "task-not-found"]
     assert (finding["message"], result.exit_code) == ("No task was named.", Exit.ATTENTION)
+    assert result.record.headline == "No task was named."
     assert result.record.plan["actions"] == []

@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +22,8 @@ import yaml
 from packaging.markers import Marker
 from redis import RedisError
 
-from opslib.demo import processes
-from opslib.demo.server import Server
+from opslib.embedded import processes
+from opslib.embedded.server import Server, free_port
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S, Deployment, Worker, deployment
 
@@ -198,7 +197,7 @@ class Contained(Worker):
 def stack(engine: Engine, folder: Path) -> Iterator[Deployment]:
     """Start Redis in a container; nodes that are started on it are in containers too, and all end with the block."""
     with ExitStack() as running:
-        port = _free_port()
+        port = free_port()
         running.callback(engine.kill, redis_name(port))
         server = _redis(engine, folder, port)
         yield running.enter_context(deployment(server, folder, launch=partial(_launch, engine)))
@@ -376,12 +375,6 @@ def _make(*command: str) -> None:
         raise Unusable(f"{command[0]} failed: {done.stdout.strip()[-2000:]}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _redis(engine: Engine, folder: Path, port: int) -> Server:
     """Start the service as it is described, on a port of this machine's own, and keep nothing on disk."""
     password = secrets.token_urlsafe(24)
@@ -389,7 +382,7 @@ def _redis(engine: Engine, folder: Path, port: int) -> Server:
     command = engine.command("redis", *local, name=redis_name(port), hands=["REDISCLI_AUTH"])
     child = processes.spawn("redis", command, folder=folder, env=engine.environment(REDISCLI_AUTH=password))
     url = f"redis://:{password}@127.0.0.1:{port}/0"
-    server = Server(process=child.process, port=port, password=password, url=url, folder=folder)
+    server = Server(child=child, port=port, password=password, url=url, folder=folder)
 
     def answers() -> bool:
         assert child.process.poll() is None, processes.tail(folder / "redis.log", 20)

@@ -22,9 +22,9 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from opslib.demo import processes
-from opslib.demo import server as embedded
-from opslib.demo.processes import Child
+from opslib.embedded import processes
+from opslib.embedded import server as embedded
+from opslib.embedded.processes import Child
 from tests.support.certificates import Certificate
 from tests.support.waiting import until
 

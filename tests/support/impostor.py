@@ -11,7 +11,7 @@ from typing import Any
 
 from redis import Redis
 
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 
 #: Given one question's body, the raw elements that go to the asker's reply list.
 Answer = Callable[[Mapping[str, Any]], Iterable[bytes]]

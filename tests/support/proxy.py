@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import hiredis
 
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 
 _CHUNK = 1 << 16
 

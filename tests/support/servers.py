@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from redis import Redis
 
 from opslib.broker import Broker, connect
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.settings import Target
 
 NAME = "trial"

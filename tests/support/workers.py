@@ -16,9 +16,9 @@ from typing import Any
 from celery import Celery
 from redis import Redis
 
-from opslib.demo import processes
-from opslib.demo.processes import Child
-from opslib.demo.server import Server
+from opslib.embedded import processes
+from opslib.embedded.processes import Child
+from opslib.embedded.server import Server
 from tests.support.waiting import until
 
 #: Generous, for a machine that does other things too; nobody waits for it who need not.

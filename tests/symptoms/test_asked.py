@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -59,6 +60,21 @@ def test_a_resized_pool_says_how_much_it_runs_then(by, kind, after):
     assert ("Only idle ones go" in action.effect) is (by < 0)
 
 
+@pytest.mark.parametrize(
+    ("fields", "by", "said"),
+    [
+        ({"concurrency": 1}, -1, "has 1 process, and at least one has to stay"),
+        ({"concurrency": 4, "pool": "solo"}, 1, "(solo) cannot change its size"),
+    ],
+)
+def test_a_size_that_no_pool_takes_is_refused(fields, by, said):
+    """By a command as by a runbook, before there is a plan."""
+    with pytest.raises(BadParameter, match=re.escape(said)):
+        asked.refuse_size(rows.node(**fields), by)
+
+    asked.refuse_size(rows.node(concurrency=2), -1)
+
+
 def test_a_limit_counts_on_each_node_and_what_they_have_keeps_the_old_one():
     """Only the nodes that have the task are meant."""
     had = (TaskInfo(name="shop.pay", rate_limit="1/h"),)
@@ -111,12 +127,12 @@ def test_each_revoked_id_is_an_action_once():
         ),
         (
             lambda lengths: asked.move("q", "{to}", lengths),
-            "1 message waits in {to} from now on, in their order; a retry of them stays there.",
+            "1 message waits in {to} from now on; a retry of it stays there.",
             "1,200 messages wait in {to} from now on, in their order; a retry of them stays there.",
         ),
         (
             lambda lengths: asked.expedite("q", lengths, Selection(limit=1_200)),
-            "1 message is served next, in their order, with priority 0.",
+            "1 message is served next, with priority 0.",
             "1,200 messages are served next, in their order, with priority 0.",
         ),
     ],
@@ -132,7 +148,7 @@ def test_what_is_about_lists_says_how_many_messages_it_means(make, one, many):
 @pytest.mark.parametrize(
     ("kind", "nodes", "words"),
     [
-        (Kind.PAUSE, (), "every node takes no more of q;"),
+        (Kind.PAUSE, (), "Every node takes no more of q;"),
         (Kind.PAUSE, ("b", "a"), "a,b takes no more of q;"),
         (Kind.RESUME, ("a",), "a consumes q, as long as it lives."),
     ],

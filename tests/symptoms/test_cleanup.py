@@ -210,7 +210,7 @@ class TestDiagnose:
             ("task-remnant", Severity.ATTENTION, "logs:x"),
         }
         said = {finding.subject: finding.message for finding in found}
-        assert said["x"] == "Left in redis://h/0: its result, a string of 200 bytes that expires in 500 s."
+        assert said["x"] == "Left in redis://h/0: its result, a string of 200 bytes that expires in 8 min 20 s."
         assert said["logs:x"] == "Left in redis://h/1: its logs, a list of 1,200 elements that never expires."
 
     def test_what_cannot_be_removed_says_why(self):

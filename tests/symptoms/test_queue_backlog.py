@@ -628,6 +628,8 @@ WRONG: Mapping[str, tuple[dict[str, object], str, str]] = {
     "reserved queue": ({"do": "move", "queue": "celery", "to": "unacked"}, "'unacked' is no queue", ""),
     "list of one priority": ({"do": "move", "queue": "celery", "to": "celery\x06\x169"}, "is no queue", ""),
     "own key": ({"do": "move", "queue": "celery", "to": "opslib:lock"}, "is no queue", ""),
+    "dead letters": ({"do": "move", "queue": "celery", "to": "celery.dead"}, "dead-letter list", ""),
+    "empty task": ({"do": "purge", "queue": "celery", "task": ""}, "would mean every task", "Leave it out"),
     "all first": ({"do": "expedite", "queue": "celery"}, "all cannot be first", "-p task="),
     "negative limit": ({"do": "purge", "queue": "celery", "limit": -1}, "-1 is no number", "0 means all"),
     "unknown node": ({"do": "pause", "queue": "celery", "node": "w3@lab"}, "'w3@lab'", "Did you mean"),

@@ -190,6 +190,13 @@ class TestDoubts:
             assert not said or "visibility timeout of 1 h" in said[0]
 
 
+def test_an_eta_that_has_passed_is_said():
+    """It may be a slip of the pen, and it runs at once."""
+    (doubt,) = doubts(order(eta=(NOW - timedelta(hours=2)).isoformat()), knowing())
+
+    assert doubt == "Its ETA was 2 h ago: it runs as soon as its turn comes."
+
+
 def test_another_zone_is_the_same_instant():
     """A zone is only a spelling."""
     there = NOW.astimezone(timezone(timedelta(hours=9)))

@@ -18,7 +18,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as Gone
 from redis.exceptions import RedisError
 
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.errors import SettingsError
 from opslib.keys import Keyspace
 from opslib.worker import capture, outbox, transport, wishes

@@ -13,7 +13,7 @@ from opslib import pidbox, records
 from opslib.broker import Broker
 from opslib.collectors import quarantine as kept_lists
 from opslib.collectors.deployment import collect
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.errors import Refused
 from opslib.keys import Keyspace
 from opslib.plan import Action, Gate, Kind

@@ -113,7 +113,7 @@ def bind_to_parent(parent: int) -> None:
 
 def environment(**extra: str) -> dict[str, str]:
     """
-    Return this process's environment as the demo's own processes may have it.
+    Return this process's environment as the processes that this tool starts may have it.
 
     Without any CELERY_ variable: CELERY_BROKER_URL wins over an app's own configuration, and would send the demo's
     faults to the broker that it names. Without PYTHONDONTWRITEBYTECODE: every worker would compile Celery anew.
@@ -125,7 +125,7 @@ def environment(**extra: str) -> dict[str, str]:
     }
     source = str(Path(__file__).resolve().parents[2])
     if source not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        # Children run in the demo's folder, where a checkout is not found by itself.
+        # Children run in a folder of their own, where a checkout is not found by itself.
         kept["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [kept.get("PYTHONPATH")])])
     return kept | extra
 

@@ -1,0 +1,1 @@
+"""What this tool starts on this machine for itself: processes, and servers that nobody else may use."""
