@@ -171,9 +171,10 @@ def _settle(connection: Connection, kind: str, *, read_only: bool) -> None:
             else f"max_execution_time = {STATEMENT_TIMEOUT_S * 1000}"
         )
         connection.exec_driver_sql(f"SET SESSION {limit}")
-        if read_only:
-            connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
-            connection.exec_driver_sql("COMMIT")  # that holds from the next transaction on
+        # At its own level, a change would wait for each row that it passes, and lock those that nobody has written yet.
+        manner = "READ ONLY" if read_only else "ISOLATION LEVEL READ COMMITTED"
+        connection.exec_driver_sql(f"SET SESSION TRANSACTION {manner}")
+        connection.exec_driver_sql("COMMIT")  # that holds from the next transaction on
     elif read_only:
         connection.exec_driver_sql("PRAGMA query_only = ON")
     else:
@@ -208,7 +209,7 @@ def _of(error: Exception, shown: str) -> OpsError:
 
 def _code(error: object) -> str:
     """Return the code by which a driver tells an error: five characters of PostgreSQL, a number of MySQL."""
-    if state := getattr(error, "sqlstate", None):
-        return str(state)
     arguments = getattr(error, "args", ())
-    return str(arguments[0]) if arguments and isinstance(arguments[0], int) else ""
+    if arguments and isinstance(arguments[0], int):  # MySQL's drivers tell a state beside it, which is less exact
+        return str(arguments[0])
+    return str(getattr(error, "sqlstate", None) or "")

@@ -146,7 +146,7 @@ def table_of(database: Database, name: str, where: str, columns: Iterable[str] =
 
 
 def _mapped(connection: Connection, inspector: Inspector, name: str, says: TaskTable) -> Mapped:
-    from sqlalchemy import String, Uuid
+    from sqlalchemy import TIMESTAMP, String, Uuid
 
     where = f"task_tables.{name}"
     table = _reflected(connection, inspector, says.table, where)
@@ -168,6 +168,12 @@ def _mapped(connection: Connection, inspector: Inspector, name: str, says: TaskT
             f"{where}.columns.last_run: {columns['last_run'].name} of {says.table} is {columns['last_run'].type}, "
             "which is no instant.",
             hint="A column of dates with times is wanted.",
+        )
+    is_instant = connection.dialect.name == "mysql" and isinstance(columns["last_run"].type, TIMESTAMP)
+    if is_instant and says.zone not in {"", "UTC"}:
+        raise SettingsError(
+            f"{where}.zone: {columns['last_run'].name} of {says.table} is a TIMESTAMP, which the server tells in UTC.",
+            hint="Leave the zone away; it is for a DATETIME.",
         )
     if not isinstance(columns["status"].type, String):
         raise SettingsError(

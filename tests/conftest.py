@@ -11,11 +11,13 @@ from redis import Redis
 from opslib import records
 from opslib.broker import Broker, connect
 from opslib.demo import server as embedded
-from opslib.demo.server import Server
+from opslib.embedded.server import Server
 from opslib.settings import Target
-from tests.support import engines, servers
+from tests.support import engines, servers, tables
+from tests.support import mariadb as mariadbs
 from tests.support import postgres as postgresql
 from tests.support.engines import Engine
+from tests.support.mariadb import MariaDB
 from tests.support.postgres import Postgres
 from tests.support.workers import Deployment, deployment
 
@@ -63,6 +65,32 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
     """An empty database for the application, with its password."""
     with postgres.database() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """One MariaDB for all tests of a process that ask for it; databases of their own come from `mariadb_url`."""
+    with mariadbs.start() as running:
+        yield running
+
+
+@pytest.fixture
+def mariadb_url(mariadb: MariaDB) -> Iterator[str]:
+    """An empty database for the application, with its password."""
+    with mariadb.database() as url:
+        yield url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A file of its own."""
+    return tables.sqlite(tmp_path / "shop.db")
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mariadb"])
+def url(request: pytest.FixtureRequest) -> str:
+    """An empty database of each kind in turn."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
 
 
 @pytest.fixture

@@ -20,18 +20,6 @@ SECRET = "Corr3ct-h0rse"
 C = task_manager.c
 
 
-@pytest.fixture
-def sqlite_url(tmp_path):
-    """A file of its own."""
-    return tables.sqlite(tmp_path / "shop.db")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request):
-    """A database of each kind in turn."""
-    return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
-
-
 def of(url):
     """Return a database as a target leads to it, whose settings were read as they are from a file."""
     return connect(_target(url))

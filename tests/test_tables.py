@@ -8,12 +8,6 @@ import sqlalchemy as sa
 from tests.support import tables
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    """A database of each kind in turn."""
-    return tables.sqlite(tmp_path / "shop.db") if request.param == "sqlite" else request.getfixturevalue("postgres_url")
-
-
 def test_django_makes_its_tables_by_its_own_migrations(url):
     """Those of the schedule, those of the results."""
     tables.django(url)

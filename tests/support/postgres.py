@@ -20,8 +20,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from opslib.demo import processes
-from opslib.demo.processes import Child
+from opslib.embedded import processes
+from opslib.embedded.processes import Child
 from tests.support import engines
 from tests.support.waiting import until
 
@@ -115,7 +115,7 @@ class Postgres:
         options = [f"--{name}={value}" for name, value in {**_SETTINGS, "port": self.port}.items()]
         self.child = processes.spawn(
             "postgres",
-            [*_as_user(), str(self.programs / "postgres"), "-D", str(self.folder / "data"), *options],
+            [*as_user(_USER), str(self.programs / "postgres"), "-D", str(self.folder / "data"), *options],
             folder=self.folder,
             env=processes.environment(LC_ALL="C"),
         )
@@ -195,7 +195,7 @@ def _prepare(server: Postgres) -> None:
             os.chown(path, found.pw_uid, found.pw_gid)
     made = subprocess.run(
         [
-            *_as_user(),
+            *as_user(_USER),
             str(server.programs / "initdb"),
             *("-D", str(server.folder / "data"), "-U", "postgres", f"--pwfile={secret}"),
             *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions"),
@@ -212,7 +212,7 @@ def _prepare(server: Postgres) -> None:
 def _begin(server: Postgres) -> None:
     """Start it on a free port; another process may be faster at it, then on another one."""
     for attempt in range(1, _ATTEMPTS + 1):
-        server.port = _free_port()
+        server.port = free_port()
         try:
             server.start()
         except AssertionError:
@@ -223,7 +223,8 @@ def _begin(server: Postgres) -> None:
             return
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on at the moment."""
     while True:
         port = random.choice(_PORTS)
         with suppress(OSError), socket.socket() as probe:
@@ -231,12 +232,12 @@ def _free_port() -> int:
             return port
 
 
-def _as_user() -> list[str]:
+def as_user(name: str) -> list[str]:
     """Return what runs a command as one who is not root, and ends it when this process ends."""
     if os.geteuid() != 0:
         return []
     # The kernel forgets on a change of user what `spawn` has told it about the end of this process.
-    return ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--init-groups", "--pdeathsig=QUIT"]
+    return ["setpriv", f"--reuid={name}", f"--regid={name}", "--init-groups", "--pdeathsig=QUIT"]
 
 
 def _programs() -> Path:

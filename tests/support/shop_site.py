@@ -7,12 +7,17 @@ import sys
 from typing import Any
 
 import django
+import pymysql
 from django.conf import settings
 from django.core.management import call_command
 from sqlalchemy.engine import make_url
 
 #: Of Django's names for databases, those that the tests have.
-_ENGINES = {"sqlite": "django.db.backends.sqlite3", "postgresql": "django.db.backends.postgresql"}
+_ENGINES = {
+    "sqlite": "django.db.backends.sqlite3",
+    "postgresql": "django.db.backends.postgresql",
+    "mysql": "django.db.backends.mysql",
+}
 
 
 def _database() -> dict[str, Any]:
@@ -27,6 +32,7 @@ def _database() -> dict[str, Any]:
     }
 
 
+pymysql.install_as_MySQLdb()
 settings.configure(
     DATABASES={"default": _database()},
     INSTALLED_APPS=["django_celery_beat", "django_celery_results"],

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection
 
-from opslib.demo import processes
+from opslib.embedded import processes
 from tests.support.waiting import until
 from tests.support.workers import DEADLINE_S, Deployment
 
@@ -60,23 +60,28 @@ task_manager = sa.Table(
 _COUNTED = {
     "sqlite": "WITH RECURSIVE counted(i) AS (SELECT :first UNION ALL SELECT i + 1 FROM counted WHERE i < :last) ",
     "postgresql": "WITH counted AS (SELECT generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS i) ",
+    "mysql": "",
 }
 _ID = {
     "sqlite": "printf('%08x-0000-4000-8000-%012x', i % 4294967296, i)",
     "postgresql": "lpad(to_hex(i), 8, '0') || '-0000-4000-8000-' || lpad(to_hex(i), 12, '0')",
+    "mysql": "concat(lpad(lower(hex(i)), 8, '0'), '-0000-4000-8000-', lpad(lower(hex(i)), 12, '0'))",
 }
 _AGO = {
     # As SQLAlchemy writes an instant there: with six digits and no zone.
     "sqlite": "strftime('%Y-%m-%d %H:%M:%S.000000', :now, '-' || ({}) || ' seconds')",
     "postgresql": "CAST(:now AS timestamptz) - make_interval(secs => {})",
+    "mysql": "date_sub(:now, INTERVAL {} SECOND)",
 }
 _PICKED = {
     "sqlite": "json_extract(:{0}, '$[' || (i % :{0}_count) || ']')",
     "postgresql": "CAST(:{0} AS jsonb) ->> CAST(i % :{0}_count AS integer)",
+    "mysql": "json_value(:{0}, concat('$[', mod(i, :{0}_count), ']'))",
 }
 _JSON_OF_ROW = {
     "sqlite": "json_object('order', i, 'card', :secret)",
     "postgresql": "jsonb_build_object('order', i, 'card', CAST(:secret AS text))",
+    "mysql": "json_object('order', i, 'card', :secret)",
 }
 
 
@@ -234,12 +239,13 @@ def fill(
         statement = (
             f"{_COUNTED[kind] if kind == 'postgresql' else ''}"
             f"INSERT INTO {TASK_MANAGER} ({', '.join(columns)}) "
-            f"{_COUNTED[kind] if kind == 'sqlite' else ''}SELECT {', '.join(columns.values())} FROM counted"
+            f"{_COUNTED[kind] if kind == 'sqlite' else ''}SELECT {', '.join(columns.values())} "
+            f"FROM {f'(SELECT seq AS i FROM seq_{first}_to_{last}) AS counted' if kind == 'mysql' else 'counted'}"
         )
         known = {name: _json(values) for name, values in lists.items()}
         counts = {f"{name}_count": len(values) for name, values in lists.items()}
         now = datetime.now(UTC)
-        given = now.strftime("%Y-%m-%d %H:%M:%S") if kind == "sqlite" else now
+        given = now if kind == "postgresql" else now.strftime("%Y-%m-%d %H:%M:%S")
         connection.execute(
             sa.text(statement), {**known, **counts, "first": first, "last": last, "now": given, "secret": secret}
         )
