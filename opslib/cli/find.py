@@ -62,7 +62,7 @@ def find(
         output.show(whereabouts.answers(seen, findings), *whereabouts.show(seen))
     else:
         _document(seen, findings, form)
-    _end(seen)
+    end(seen)
 
 
 @task.command()
@@ -90,16 +90,16 @@ def status(
     told = whereabouts.tell(seen, task_id, findings)
     form = output.form(output_form, as_json=as_json)
     if form is options.Format.TABLE:
-        output.show(told.sentence)
+        output.show(whereabouts.in_words(seen, findings))
         output.say(" ".join(filter(None, (told.step, told.command))))
-        _say_unseen(seen)
+        say_unseen(seen)
     elif form is options.Format.IDS:
         output.emit([task_id] if seen.places[task_id] else [], form, table=lambda: "", ids=str)
     else:
         said = {name: getattr(told, name) for name in ("task_id", "task", "sentence", "step", "command")}
         found = {"places": seen.places[task_id], "findings": findings, "coverage": seen.coverage}
         output.document({**said, **found}, form)
-    _end(seen)
+    end(seen)
 
 
 @task.command()
@@ -130,7 +130,7 @@ def info(
         output.show(*views, *(display.views(findings) if findings else []))
     else:
         _document(seen, findings, form)
-    _end(seen)
+    end(seen)
 
 
 @task.command()
@@ -172,7 +172,7 @@ def check(
     form = output.form(output_form, as_json=as_json)
     if form is options.Format.TABLE:
         output.show(answer.sentence)
-        _say_unseen(looks[-1])
+        say_unseen(looks[-1])
     elif form is options.Format.IDS:
         output.emit([task_id] if answer.is_loop else [], form, table=lambda: "", ids=str)
     else:
@@ -216,12 +216,13 @@ def _document(seen: Whereabouts, findings: list[Finding], form: options.Format) 
     output.document({"places": seen.places, "tasks": told, "findings": findings, **rows}, form)
 
 
-def _end(seen: Whereabouts) -> None:
+def end(seen: Whereabouts) -> None:
     """End with the exit code that says whether each task was found."""
     if not all(seen.places.values()):
         raise typer.Exit(int(Exit.CANNOT_SEE if seen.silent_places else Exit.ATTENTION))
 
 
-def _say_unseen(seen: Whereabouts) -> None:
+def say_unseen(seen: Whereabouts) -> None:
+    """Say of each place that was not seen why."""
     for row in seen.silent_places:
         output.say(f"Not the whole view: {row.place}: {row.note or f'{row.silent:,} not seen.'}")

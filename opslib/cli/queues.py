@@ -11,7 +11,7 @@ from opslib.errors import BadParameter, Exit, NotFound, near
 
 if TYPE_CHECKING:
     from opslib.broker import Broker
-    from opslib.collectors.queues import Listing
+    from opslib.collectors.windows import Listing
     from opslib.plan import Action, Kind
     from opslib.selection import Selection
 
@@ -59,13 +59,17 @@ def queues(
         table=lambda: tables.queues(rows),
         ids=lambda row: str(row.name),
     )
+    alone = [row.name for row in rows if row.depth and not row.consumers]
+    if alone and not any(row.silent for row in coverage):
+        names = f"{', '.join(alone[:3])}{f' and {len(alone) - 3:,} more' * (len(alone) > 3)}"
+        output.say(f"Nobody consumes {names}. `ops run queue-backlog` says why queues wait, and what can be done.")
     output.blind(coverage)
 
 
 @queue.command()
 def peek(
     name: Queue,
-    glob: Glob = "",
+    glob: Glob = "*",
     limit: options.Limit = 20,
     target: options.Target = "",
     env_file: options.EnvFile = "",
@@ -93,15 +97,21 @@ def peek(
     depth = sum(each.length for each in listings)
     form = output.form(output_form, as_json=as_json)
     shown = [row for row in rows if form is not options.Format.IDS or isinstance(row, WaitingMessage)]
-    output.emit(shown, form, table=lambda: tables.waiting(rows), ids=lambda row: str(row.task_id))
-    output.say(f"{len(rows):,} of {depth:,} that wait in {name}." if depth else f"Nothing waits in {name}.")
+    if rows or form is not options.Format.TABLE:
+        output.emit(shown, form, table=lambda: tables.waiting(rows), ids=lambda row: str(row.task_id))
+    if not depth:
+        output.say(f"Nothing waits in {name}.")
+    elif not rows:
+        output.say(f"No task {glob} is among the {depth:,} that wait in {name}.")
+    else:
+        output.say(f"{len(rows):,} of {depth:,} that wait in {name}.")
 
 
 @queue.command()
 def purge(
     name: Annotated[str, typer.Argument(metavar="QUEUE", help="A queue's name; or say --all.")] = "",
     every: Annotated[bool, typer.Option("--all", help="Every queue.")] = False,
-    glob: Glob = "",
+    glob: Glob = "*",
     expired: Annotated[bool, typer.Option("--expired", help="Only messages whose time has passed.")] = False,
     limit: MostOfEach = 0,
     target: options.Target = "",
@@ -140,7 +150,10 @@ def purge(
     actions = [action for each in names for action in asked.purge(each, _meant(each, broker, only), only)]
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     try:
-        _carry_out(broker, actions, "purge", form, name="purge-queue", asks=asks, where=name or "any queue", glob=glob)
+        where, nothing = name or "any queue", "Nothing that has expired" if expired else "Nothing"
+        _carry_out(
+            broker, actions, "purge", form, name="purge-queue", asks=asks, where=where, glob=glob, nothing=nothing
+        )
     except typer.Exit as done:
         if done.exit_code in {Exit.DONE, Exit.ATTENTION}:
             output.blind(coverage)  # every queue that was seen is not every queue
@@ -151,7 +164,7 @@ def purge(
 def move(
     source: Queue,
     to: Annotated[str, typer.Argument(metavar="TO", help="The queue that it shall wait in.")],
-    glob: Glob = "",
+    glob: Glob = "*",
     limit: Most = 0,
     target: options.Target = "",
     apply: options.Apply = False,
@@ -288,10 +301,15 @@ def refuse_reserved(name: str, broker: Broker) -> None:
     Refuse a name that cannot be a queue's.
 
     Raises:
-        BadParameter: If it is empty, a key of Celery's or our own, or the list of one priority of a queue.
+        BadParameter: If it is empty, a key of Celery's or our own, the list of one priority of a queue, or one of dead
+            letters.
     """
+    if name == broker.keys.unacked_name:
+        hint = "`ops tasks --state unacked` lists it; `ops run stuck-tasks` puts back what nobody has any more."
+        raise BadParameter(f"{name!r} is no queue: it holds what nodes have taken.", hint=hint)
     if not broker.keys.is_queue_name(name):
         raise BadParameter(f"{name!r} is no queue.", hint="`ops queues` lists them.")
+    _refuse_dead(name, broker)
 
 
 def _consuming(
@@ -308,7 +326,10 @@ def _consuming(
     for each in wanted:
         if each not in known:
             hint = near(each, known, otherwise="`ops workers` lists them.")
-            raise NotFound(f"No node {each} is known here.", hint=hint)
+            raise NotFound(f"No node {each!r} is known here.", hint=hint)
+    for row in rows:
+        if row.name in wanted and not row.answered:
+            output.say(f"Warning: {row.name} does not answer: it is hung or gone, and may never hear of it.")
     verb = str(kind)
     _carry_out(broker, asked.consuming(kind, name, wanted), verb, form, name=f"{verb}-queue", asks=asks, where=name)
 
@@ -322,13 +343,14 @@ def _carry_out(
     name: str,
     asks: changes.Ask,
     where: str,
-    glob: str = "",
+    glob: str = "*",
+    nothing: str = "Nothing",
 ) -> NoReturn:
-    if not actions and glob:  # a slip of the pen is likelier than that none of it waits
+    if not actions and glob != "*":  # a slip of the pen is likelier than that none of it waits
         output.say(f"No task {glob} waits in {where}; `ops queue peek` shows what does. Nothing was changed.")
         raise typer.Exit(int(Exit.ATTENTION))
     if not actions:
-        output.say(f"Nothing that is meant waits in {where}. Nothing was changed.")
+        output.say(f"{nothing} waits in {where}. Nothing was changed.")
         raise typer.Exit
     made = changes.planned(broker, actions)
     changes.change(broker, made, verb, form, name=name, asks=asks)
@@ -382,10 +404,36 @@ def _listings(name: str, broker: Broker) -> list[Listing]:
     return sorted(listings, key=lambda each: each.priority)
 
 
+def _refuse_dead(name: str, broker: Broker) -> None:
+    """
+    Refuse a list of dead letters: what it holds are no messages, and a node that takes one may die of it.
+
+    Raises:
+        BadParameter: If it is called like one, and nobody declares a queue of that name.
+    """
+    from opslib.collectors.parts import depths
+    from opslib.keys import DEAD
+
+    if not name.endswith(DEAD) or name in {row.name for row in depths(broker)[0]}:
+        return
+    hint = "`ops dead list` shows such lists; `ops dead show`, `ops dead redrive` and `ops dead purge` are for them."
+    raise BadParameter(f"{name} is called like a list of dead letters, and no queue is declared so.", hint=hint)
+
+
 def _selection(glob: str, *, expired_at: float | None = None, limit: int = 0) -> Selection | None:
+    """
+    Return which messages are meant; None for every one.
+
+    Raises:
+        BadParameter: If the task's name is empty: a shell's unset variable must not mean the whole queue.
+    """
     from opslib.selection import Selection
 
-    chosen = Selection(task=glob or "*", expired_at=expired_at, limit=limit)
+    if not glob:
+        raise BadParameter(
+            "--task is empty.", hint="Leave it out to mean every task; is a variable of the shell not set?"
+        )
+    chosen = Selection(task=glob, expired_at=expired_at, limit=limit)
     return chosen if limit or not chosen.is_everything else None
 
 

@@ -125,7 +125,7 @@ def clean(
     Remove results that are past their retention, and give a life to those that never expire.
 
     Results of tasks that can still be run stay. Also removed: answers to control clients that are gone. What was done
-    is put back by `ops undo`.
+    is put back by `ops undo`. Whatever else piles up, `ops run weekly-cleanup` finds and removes.
 
     Example: ops results clean --older-than 24h --status FAILURE --target prod --apply
     """

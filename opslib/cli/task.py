@@ -125,8 +125,7 @@ def revoke(
         output.say("No such task is in flight. Nothing was changed.")
         output.blind(seen.coverage)
         raise typer.Exit(int(Exit.ATTENTION))
-    for row in seen.silent_places:
-        output.say(f"Not the whole view: {row.place}: {row.note or f'{row.silent:,} not seen.'}")
+    find.say_unseen(seen)
     for task in seen.held:
         if task.place == "active":
             output.say(f"{task.task_id} runs on {task.node} already: a revoke does not end it, `ops task stop` does.")
@@ -166,8 +165,13 @@ def reorder(
 
     form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
     broker = output.open_broker(target, env_file)
-    seen = look(broker, [options.task_id(task_id)], answer_within=timeout)
-    action = asked.reordered(seen, options.task_id(task_id), to)
+    task_id = options.task_id(task_id)
+    seen = look(broker, [task_id], answer_within=timeout)
+    if not seen.places[task_id]:
+        output.say(f"{task_id} was found nowhere: is the id whole, and is this its deployment? Nothing was changed.")
+        find.say_unseen(seen)
+        find.end(seen)
+    action = asked.reordered(seen, task_id, to)
     made = changes.planned(broker, [action], now=seen.taken_at)
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     changes.change(broker, made, "reorder", form, name="reorder-task", asks=asks)

@@ -12,6 +12,7 @@ from opslib.cli import options, output
 from opslib.errors import BadParameter
 
 if TYPE_CHECKING:
+    from opslib.broker import Broker
     from opslib.facts.snapshot import Snapshot
     from opslib.symptoms.stuck_tasks import Thresholds
 
@@ -54,7 +55,7 @@ def tasks(
     """
     List tasks in flight.
 
-    Waiting lists are sampled here: the most retried and the latest ETAs; `ops queues` counts them all.
+    Of what waits these are the next to be served, some of each queue; `ops queues` counts them all.
 
     Example: ops tasks --state retrying --target prod
     """
@@ -69,16 +70,18 @@ def tasks(
         raise BadParameter(f"--older-than counts {', '.join(_WITH_AGE)} tasks, not {state} ones.", hint=hint)
     longer_s = seconds(older_than, "--older-than") if older_than else 0.0
     broker = output.open_broker(target, env_file)
+    form = output.form(output_form, as_json=as_json)
+    if state is State.WAITING:
+        _waiting(broker, name, limit, form, timeout)
+        return
     # Only what is called stuck has to be proven by a second look after a pause.
     snapshot = collect(broker, answer_within=timeout, settle="2s" if state is State.STUCK else "0.01s")
     rows = _rows(snapshot, state, Thresholds.of(broker))
     rows = [row for row in rows if fnmatchcase(getattr(row, "task", ""), name)]
     rows = [row for row in rows if not longer_s or (_age_s(row, snapshot) or 0.0) >= longer_s]
-    form = output.form(output_form, as_json=as_json)
     output.emit(rows[:limit], form, table=lambda: listings.tasks(rows[:limit], snapshot), ids=_id)
     if len(rows) > limit:
         output.say(f"{len(rows) - limit:,} more; --limit shows them.")
-    waiting = sum(queue.depth for queue in snapshot.queues) - len(snapshot.waiting)
     if state is State.RETRYING and rows:
         counted = sum(sum(queue.retrying.values()) for queue in snapshot.queues) - sum(
             row.place == "waiting" for row in rows
@@ -86,9 +89,41 @@ def tasks(
         if counted > 0:
             output.say(f"Retrying and waiting, not listed: {counted:,}; the most retried ones are.")
         output.say("`ops run retry-storm` says why, and how often; `ops task stop --task NAME` ends them.")
-    if state is State.WAITING and waiting > 0:
-        output.say(f"Waiting and not listed: {waiting:,}. `ops queue peek QUEUE` shows them, `ops queues` counts them.")
     output.blind(snapshot.coverage)
+
+
+def _waiting(broker: Broker, name: str, limit: int, form: options.Format, timeout: str) -> None:
+    """List what is served next, of each queue as many as of any other."""
+    from opslib import refusals
+    from opslib.collectors import queues
+    from opslib.collectors.parts import depths
+    from opslib.facts.messages import WaitingMessage
+    from opslib.render import tables
+    from opslib.selection import Selection
+
+    known, coverage = depths(broker, answer_within=timeout)
+    full = [row.name for row in known if row.depth]
+    only = None if name == "*" else Selection(task=name)
+    with refusals.explained(broker.target.shown_broker):
+        listings, _ = queues.lists(broker, full)
+        each = max(1, limit // max(1, len(full)))
+        rows = [
+            row
+            for queue in full
+            for row in queues.served_next(broker, [of for of in listings if of.queue == queue], only, limit=each)
+        ][:limit]
+    readable = [row for row in rows if isinstance(row, WaitingMessage)]
+    if form is options.Format.TABLE:
+        output.show(tables.waiting(rows) if rows else "No such task was seen.")
+    else:
+        output.emit(readable, form, table=list, ids=_id)
+    rest = sum(row.depth for row in known) - len(rows)
+    if rest > 0:
+        of = "" if only is None else ", of whatever task"
+        output.say(
+            f"Waiting and not listed{of}: {rest:,}. `ops queue peek QUEUE` shows more, `ops queues` counts them."
+        )
+    output.blind(coverage)
 
 
 def _rows(snapshot: Snapshot, state: State, limits: Thresholds) -> list[Any]:
@@ -96,8 +131,6 @@ def _rows(snapshot: Snapshot, state: State, limits: Thresholds) -> list[Any]:
         return [task for task in snapshot.held if task.place == state]
     if state is State.UNACKED:
         return list(snapshot.unacked)
-    if state is State.WAITING:
-        return list(snapshot.waiting)
     from opslib.symptoms import retries, stuck_tasks
 
     if state is State.RETRYING:

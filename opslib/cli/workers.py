@@ -68,6 +68,10 @@ def workers(
         output.emit(every, form, table=list, ids=lambda row: str(row["name"]))
     if with_tasks and form is options.Format.TABLE and len(held) > limit:
         output.say(f"{len(held) - limit:,} tasks more; --limit shows them.")
+    gone = [] if coverage.silent else [row.name for row in rows if not row.answered]
+    if gone:  # whoever listens has answered, so these are names without a node
+        names = f"{', '.join(gone[:3])}{f' and {len(gone) - 3:,} more' * (len(gone) > 3)}"
+        output.say(f"Nobody listens any more as {names}. `ops run stuck-tasks` shows what such a node leaves behind.")
     output.blind([coverage])
 
 
@@ -157,19 +161,26 @@ def limit(
     Example: ops worker limit shop.charge 10/m --target prod --apply
     """
     del verbose
+    from opslib import durations
     from opslib.symptoms import asked
 
     form = changes.prepared(output_form, as_json=as_json, apply=apply, dry_run=dry_run, yes=yes)
     asks = changes.Ask(apply=apply, yes=yes, confirmed=confirmed, reason=reason)
     _refuse_no_rate(rate)
     broker = output.open_broker(target, env_file)
-    rows = _answering(broker, timeout)
-    chosen = [_named(name, rows) for name in only] or rows
+    known = _known(broker, timeout)
+    rows = [row for row in known if row.answered]
+    chosen = [_named(name, known) for name in only] or rows
     having = [row for row in chosen if any(each.name == task for each in row.tasks)]
     if not having:
         _refuse_unknown(
             task, f"No node that answers can run {task!r}.", (each.name for row in rows for each in row.tasks)
         )
+    wanted = durations.rate(rate)
+    if all(each.rate_limit == wanted for row in having for each in row.tasks if each.name == task):
+        nodes = ", ".join(row.name for row in having)
+        output.say(f"{task} has {f'the limit {wanted}' if wanted else 'no limit'} on {nodes}. Nothing was changed.")
+        raise typer.Exit
     _carry_out(broker, asked.limited(task, rate, having), "limit", form, asks)
 
 
@@ -189,25 +200,36 @@ def _document(row: NodeInfo, held: Sequence[HeldTask], with_tasks: bool) -> dict
     return {**asdict(row), **counts, **({"holds": [asdict(task) for task in held]} if with_tasks else {})}
 
 
-def _answering(broker: Broker, timeout: str) -> list[NodeInfo]:
-    """Return the nodes that answer; say what could not be seen."""
+def _known(broker: Broker, timeout: str) -> list[NodeInfo]:
+    """Return the nodes, those too that do not answer; say what could not be seen."""
     rows, _, coverage = _look(broker, timeout)
     if coverage.silent:
         output.say(f"Not the whole view: {coverage.place}: {coverage.note or f'{coverage.silent:,} not seen.'}")
-    return [row for row in rows if row.answered]
+    return rows
 
 
 def _named(name: str, rows: Sequence[NodeInfo]) -> NodeInfo:
+    """
+    Return a node that answers.
+
+    Raises:
+        BadParameter: If it is a name that does not, or that nobody has.
+    """
     found = next((row for row in rows if row.name == name), None)
     if found is None:
-        _refuse_unknown(name, f"No node {name!r} answers.", (row.name for row in rows))
+        _refuse_unknown(name, f"No node {name!r} answers.", (row.name for row in rows if row.answered))
+    if not found.answered:
+        hint = "It is hung or gone: `ops workers` says which, `ops run stuck-tasks` what it has left behind."
+        raise BadParameter(f"{name} is known here, and does not answer.", hint=hint)
     return found
 
 
 def _resized(broker: Broker, name: str, by: int, timeout: str) -> Action:
     from opslib.symptoms import asked
 
-    return asked.resized(_named(name, _answering(broker, timeout)), by)
+    node = _named(name, _known(broker, timeout))
+    asked.refuse_size(node, by)
+    return asked.resized(node, by)
 
 
 def _refuse_no_rate(rate: str) -> None:

@@ -25,6 +25,8 @@ STYLE = (
 )
 
 NARROWEST = 14
+#: What holds a task's id, or a run's of most runbooks, on one line.
+_LONGEST_CODE = 40
 _GAP = "  "
 
 
@@ -188,12 +190,20 @@ def _lines(column: Column, value: object, *, fold: bool) -> list[str]:
 def _fit(
     columns: Sequence[Column], grid: Iterable[Sequence[Sequence[str]]], width: int, elastic: Sequence[Kind]
 ) -> list[int]:
-    """Give every column its natural width, then take from the widest of each kind that gives until a row fits."""
+    """
+    Give every column its natural width, then take until a row fits.
+
+    Codes longer than any id give first, then the widest of each kind that gives.
+    """
     rows = list(grid)
     widths = [
         max([cells(column.title), *(cells(line) for row in rows for line in row[at])])
         for at, column in enumerate(columns)
     ]
+    for at, column in enumerate(columns):
+        if column.kind == "code" and "code" in elastic:  # or one hash would leave no room for the sentence beside it
+            over = sum(widths) + len(_GAP) * (len(widths) - 1) - width
+            widths[at] -= max(0, min(over, widths[at] - _LONGEST_CODE))
     for kind in elastic:
         giving = [at for at, column in enumerate(columns) if column.kind == kind]
         while giving and sum(widths) + len(_GAP) * (len(widths) - 1) > width:

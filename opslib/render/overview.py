@@ -9,7 +9,7 @@ from opslib.facts.system import FINAL_STATES
 from opslib.render import rows as tables_of_tasks
 from opslib.render import tables
 from opslib.render.grid import Column, Table
-from opslib.render.words import compact, count, size
+from opslib.render.words import compact, count, shown, size
 
 if TYPE_CHECKING:
     from opslib.facts.snapshot import Snapshot
@@ -43,7 +43,7 @@ def stats(seen: Snapshot) -> list[object]:
     """Return the figures as tables for a person, and what was not seen."""
     known = figures(seen)
     slots = sum(node.concurrency for node in seen.answering)
-    silent = f"{seen.silent_nodes} heard the question and did not answer" if seen.silent_nodes else "all answered"
+    silent = f"{seen.silent_nodes} heard the question and did not answer" if seen.silent_nodes else _all(seen)
     full = [queue.name for queue in seen.queues if queue.depth]
     final = sum(n for state, n in seen.result_states.items() if state in FINAL_STATES)
     limit = f"of {size(seen.server.maxmemory_bytes)}" if seen.server.maxmemory_bytes else "no limit"
@@ -66,6 +66,14 @@ def stats(seen: Snapshot) -> list[object]:
         tables.nodes(seen.nodes, seen.held),
         *([tables_of_tasks.statuses(seen.statuses)] if seen.statuses else []),
     ]
+
+
+def _all(seen: Snapshot) -> str:
+    """Say that every node that listens has answered, and what the other names are that the broker remembers."""
+    gone = [shown(node.name) for node in seen.nodes if not node.answered]
+    if not gone:
+        return "all answered"
+    return f"all that listen; {f'{gone[0]} is gone' if len(gone) == 1 else f'{len(gone):,} names are of nodes gone'}"
 
 
 def _by_state(states: Mapping[str, int]) -> str:

@@ -262,7 +262,7 @@ def _name(row: Row) -> tuple[object, ...]:
         row["count"],
         Cell(row["most"] or "unknown", _bound(row)),
         _per_minute(row),
-        _due(row["next_in_s"]),
+        _due(row["next_in_s"]) if row["count"] else "",
         "; ".join([*errors, *more]) or "nothing tells",
     )
 
@@ -288,7 +288,7 @@ def tasks(rows: Iterable[RetryingTask | Row]) -> Table:
             Column("Retries", "number"),
             Column("Next attempt", "number"),
             Column("Where"),
-            Column("Queue", "code"),
+            Column("Queue"),
             Column("After"),
         ),
         rows=[

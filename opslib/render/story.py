@@ -255,6 +255,11 @@ def _move_it(of: Trace) -> tuple[str, str]:
         return "Wait for its next attempt; whether it loops, this tells:", _command(
             of, "task", "check", "--watch", "10s"
         )
+    if "scheduled-beyond-visibility" in of.findings:
+        return (
+            "It may run twice, once for each delivery. If it must not, stop it, and send it nearer to its time:",
+            _command(of, "task", "stop"),
+        )
     if of.held:
         return "Nothing to do.", ""
     return _let_it_rest(of)

@@ -64,6 +64,7 @@ def queues(rows: Sequence[QueueInfo | Row]) -> Table:
             for row in ranked
         ],
         empty="No queue exists: Redis keeps no empty list, so nothing waits.",
+        stack=True,
     )
 
 
@@ -115,10 +116,11 @@ def nodes(rows: Sequence[NodeInfo | Row], held: Iterable[HeldTask | Row] = ()) -
             Column("Prefetch", "number"),
             Column("Memory", "number"),
             Column("Up", "number"),
-            Column("Queues", "code"),
+            Column("Queues"),
         ),
         rows=[_node(row, places) for row in sorted(map(row_of, rows), key=lambda row: (row["answered"], row["name"]))],
         empty="No node answered.",
+        stack=True,
     )
 
 

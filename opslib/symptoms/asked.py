@@ -45,8 +45,8 @@ def move(source: str, to: str, lengths: Mapping[str, int], only: Selection | Non
 
         only: Which messages are meant; None for all.
     """
-    wait = "wait" if sum(lengths.values()) != 1 else "waits"
-    effect = f"{_told(lengths)}{_how(only)} {wait} in {to} from now on, in their order; a retry of them stays there."
+    wait, order, them = ("waits", "", "it") if sum(lengths.values()) == 1 else ("wait", ", in their order", "them")
+    effect = f"{_told(lengths)}{_how(only)} {wait} in {to} from now on{order}; a retry of {them} stays there."
     return _of_lists(Kind.MOVE, source, to, lengths, only, effect)
 
 
@@ -57,8 +57,8 @@ def expedite(queue: str, lengths: Mapping[str, int], only: Selection) -> list[Ac
     Args:
         lengths: Messages by key, for each of the queue's lists, the first served first: those that are meant.
     """
-    are = "are" if sum(lengths.values()) != 1 else "is"
-    effect = f"{_told(lengths)}{_how(only)} {are} served next, in their order, with priority 0."
+    are, order = ("is", "") if sum(lengths.values()) == 1 else ("are", ", in their order")
+    effect = f"{_told(lengths)}{_how(only)} {are} served next{order}, with priority 0."
     return _of_lists(Kind.REORDER, queue, "next", lengths, only, effect)
 
 
@@ -97,7 +97,7 @@ def consuming(kind: Kind, queue: str, nodes: Iterable[str] = ()) -> list[Action]
     if kind is Kind.RESUME and not names:
         hint = "Name a node; or `ops undo RUN_ID` of the pause tells just those that consumed it before."
         raise BadParameter(f"Which nodes shall consume {queue}? Every one would, those too that never have.", hint=hint)
-    who = names or "every node"
+    who = names or "Every node"
     effect = (
         f"{who} takes no more of {queue}; what it has already, it runs, and what it is being served in that moment it "
         "puts back, last. A node that starts later consumes it again."
@@ -186,6 +186,29 @@ def drop(lists: Iterable[Quarantined]) -> list[Action]:
     ]
 
 
+def refuse_size(node: NodeInfo, by: int) -> None:
+    """
+    Refuse to resize a node's pool so that it would not do it, or could run nothing any more.
+
+    Args:
+        by: How many processes more; below zero to take away.
+
+    Raises:
+        BadParameter: If its pool cannot change its size, or none would be left.
+    """
+    now = node.concurrency
+    if not node.can_resize:
+        raise BadParameter(
+            f"The pool of {node.name} ({node.pool or 'unknown'}) cannot change its size while it runs.",
+            hint="Restart the node with another --concurrency, or start one more.",
+        )
+    if now + by < 1:
+        raise BadParameter(
+            f"{node.name} has {now} process{'es' * (now != 1)}, and at least one has to stay.",
+            hint="To have it take nothing at all, pause its queues: `ops queue pause QUEUE`.",
+        )
+
+
 def resized(node: NodeInfo, by: int) -> Action:
     """
     Add processes to a node's pool, or take some away.
@@ -194,6 +217,8 @@ def resized(node: NodeInfo, by: int) -> Action:
         by: How many; below zero to take away.
     """
     now = node.concurrency
+    after = max(0, now + by)
+    words = f"{after} task{'s' * (after != 1)}"
     took = "" if by > 0 else " Only idle ones go: a task that runs is not ended."
     return Action(
         kind=Kind.GROW if by > 0 else Kind.SHRINK,
@@ -201,7 +226,7 @@ def resized(node: NodeInfo, by: int) -> Action:
         source=str(now),
         destination=str(abs(by)),
         node=node.name,
-        effect=f"{node.name} runs {max(0, now + by)} tasks at once instead of {now}, and its prefetch changes with it."
+        effect=f"{node.name} runs {words} at once instead of {now}, and its prefetch changes with it."
         f"{took} It has its own number again once it is restarted.",
     )
 

@@ -161,15 +161,15 @@ def _moving(rate: Rate) -> dict[str, object]:
 
 def _hints(snapshot: Snapshot, queue: QueueInfo, rate: Rate, room: Slots) -> Iterator[str]:
     if queue.expired:
-        out = f"-p do=purge-expired -p queue={typed(queue.name)}"
+        out = f"`{serving.RELIEF} do=purge-expired -p queue={typed(queue.name)}`"
         yield f"{queue.expired:,} of them have expired, and no worker runs them: {out}."
     if not queue.consumers:
         doubt = serving.unheard(snapshot)
         yield f"Whether anybody consumes it cannot be told: {doubt}." if doubt else "Start a worker with -Q for it."
     elif not room.free:
         yield (
-            f"All {room.total:,} slots of the nodes that consume it are busy: start workers, or give these more "
-            f"processes: -p do=grow -p queue={typed(queue.name)} -p by=2."
+            f"{_busy(room.total)}: start workers, or give these more processes: "
+            f"`{serving.RELIEF} do=grow -p queue={typed(queue.name)} -p by=2`."
         )
     elif not rate.served:
         yield (
@@ -178,6 +178,15 @@ def _hints(snapshot: Snapshot, queue: QueueInfo, rate: Rate, room: Slots) -> Ite
         )
     if rate.grows and queue.consumers:
         yield "More comes than is taken: find what sends so much before it is too long to be worth running."
+
+
+def _busy(slots: int) -> str:
+    each = (
+        "The only slot of the node that consumes it is"
+        if slots == 1
+        else f"All {slots:,} slots of the nodes that consume it are"
+    )
+    return f"{each} busy"
 
 
 def plan(

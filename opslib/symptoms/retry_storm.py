@@ -149,8 +149,8 @@ def _storm_hint(name: TaskRetries) -> str:
     error = next(iter(name.errors), "")
     cause = f"See to the cause first: {error}." if error else "See a node's log for the cause first."
     return (
-        f"{cause} To stop what is in vain: -p task={typed(name.task)}. In its code: max_retries, a backoff with "
-        "jitter. A rate limit only slows it, and what a node holds back already keeps to the old one."
+        f"{cause} To stop what is in vain: `ops run {RUNBOOK} -p task={typed(name.task)}`. In its code: max_retries, a "
+        "backoff with jitter. A rate limit only slows it, and what a node holds back already keeps to the old one."
     )
 
 
@@ -176,7 +176,7 @@ def _hopeless(names: Sequence[TaskRetries]) -> Iterator[Finding]:
             },
             hint=(
                 "Retry only after what can pass (autoretry_for, dont_autoretry_for). To stop those: "
-                f"-p task={typed(name.task)} -p signature='{typed(signatures.kind(error))}*'."
+                f"`ops run {RUNBOOK} -p task={typed(name.task)} -p signature='{typed(signatures.kind(error))}*'`."
             ),
             runbook=RUNBOOK,
         )
@@ -229,7 +229,7 @@ def _loops(view: View, limits: Thresholds) -> Iterator[Finding]:
                     f"{limits.loop_after} count as a loop."
                 ),
                 evidence={"tasks": [each.subject for each in rest[:_MOST_IDS]]},
-                hint="-p stop_loops=true stops every loop, these among them.",
+                hint=f"`ops run {RUNBOOK} -p stop_loops=true` stops every loop, these among them.",
                 runbook=RUNBOOK,
             )
 

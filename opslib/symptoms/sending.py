@@ -109,6 +109,8 @@ def doubts(wanted: Order, queue: str, nodes: Sequence[NodeInfo], *, now: datetim
         meant = f" Did you mean {near[0]}?" if near else ""
         yield f"No node that answered knows a task {wanted.task}: it would be dropped as not registered.{meant}{others}"
     ahead_s = (wanted.eta - now).total_seconds() if wanted.eta else wanted.countdown_s or 0.0
+    if ahead_s < 0:
+        yield f"Its ETA was {spell(-ahead_s)} ago: it runs as soon as its turn comes."
     shortest_s = min((node.visibility_timeout_s or ahead_s for node in consuming), default=ahead_s)
     if ahead_s > shortest_s:
         yield f"It is due beyond the visibility timeout of {spell(shortest_s)}, so it may be delivered more than once."

@@ -80,6 +80,19 @@ def diagnose(
     return worst_first(found)
 
 
+def said(chosen: Whereabouts) -> str:
+    """Return the answer where nothing was chosen that could be stopped; empty where the findings are the answer."""
+    if chosen.ids:
+        return ""
+    if not chosen.selection:
+        return "No task was named."
+    return (
+        f"No task {chosen.selection.words()} is in flight."
+        if chosen.selection.words()
+        else "No such task is in flight."
+    )
+
+
 def plan(seen: Whereabouts, findings: Iterable[Finding], *, max_actions: int) -> Plan:
     """
     Propose a durable stop of every task that is still in circulation.
@@ -94,13 +107,11 @@ def plan(seen: Whereabouts, findings: Iterable[Finding], *, max_actions: int) ->
 
 def _not_found(seen: Whereabouts, before: Whereabouts | None, stopped: AbstractSet[str]) -> Iterator[Finding]:
     if not seen.ids and not (before and before.ids):
-        words = f"No task {seen.selection.words()}".rstrip() if seen.selection else ""
-        chosen = f"{words} is in flight." if words else "No task was named."
         yield Finding(
             code="task-not-found",
             severity=Severity.ATTENTION,
             subject="",
-            message=chosen,
+            message=said(seen),
             hint="Name one by its id (task_id), or several by a filter (task, place, retries).",
             runbook="find-task",
         )

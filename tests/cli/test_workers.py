@@ -213,6 +213,15 @@ class TestLimit:
         assert f"{NODE} begins it at most 10/m" in " ".join(done.out.split())
         assert limit_of() == ""
 
+    def test_a_limit_that_is_there_already_is_no_change(self, shop, place):
+        """It is said, and there is no plan that would do nothing."""
+        assert shop
+        done = call("worker", "limit", TASK, "none", "--apply", "--yes")
+
+        assert (done.code, done.out) == (Exit.DONE, "")
+        assert f"{TASK} has no limit on {NODE}" in done.err
+        assert not (place / "reports").exists()
+
     @pytest.mark.parametrize("rate", ["fast", "10/d", "", "/m", "-1/m", "nan/s", "inf", "10/m/s", "1e400/s"])
     def test_what_is_no_rate_is_refused(self, shop, rate, place):
         """Before anybody is asked."""
