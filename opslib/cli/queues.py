@@ -53,14 +53,10 @@ def queues(
     from opslib.render import tables
 
     rows, coverage = depths(output.open_broker(target, env_file), answer_within=timeout)
-    output.emit(
-        rows,
-        output.form(output_form, as_json=as_json),
-        table=lambda: tables.queues(rows),
-        ids=lambda row: str(row.name),
-    )
+    form = output.form(output_form, as_json=as_json)
+    output.emit(rows, form, table=lambda: tables.queues(rows), ids=lambda row: str(row.name))
     alone = [row.name for row in rows if row.depth and not row.consumers]
-    if alone and not any(row.silent for row in coverage):
+    if alone and form is options.Format.TABLE and not any(row.silent for row in coverage):
         names = f"{', '.join(alone[:3])}{f' and {len(alone) - 3:,} more' * (len(alone) > 3)}"
         output.say(f"Nobody consumes {names}. `ops run queue-backlog` says why queues wait, and what can be done.")
     output.blind(coverage)

@@ -69,7 +69,7 @@ def workers(
     if with_tasks and form is options.Format.TABLE and len(held) > limit:
         output.say(f"{len(held) - limit:,} tasks more; --limit shows them.")
     gone = [] if coverage.silent else [row.name for row in rows if not row.answered]
-    if gone:  # whoever listens has answered, so these are names without a node
+    if gone and form is options.Format.TABLE:  # whoever listens has answered, so these are names without a node
         names = f"{', '.join(gone[:3])}{f' and {len(gone) - 3:,} more' * (len(gone) > 3)}"
         output.say(f"Nobody listens any more as {names}. `ops run stuck-tasks` shows what such a node leaves behind.")
     output.blind([coverage])

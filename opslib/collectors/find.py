@@ -89,7 +89,7 @@ def find(
         else:
             longest = (message.task_id for message in everything.unacked if message.task_id)
             wanted = named or frozenset(list(dict.fromkeys(longest))[:oldest])
-            seen = _by_id(broker, everything, listings, wanted)
+            seen = replace(_by_id(broker, everything, listings, wanted), unasked=not named)
         if seen.ids != named:
             stored = results.by_id(broker, sorted(seen.ids))
         seen = replace(seen, results=tuple(stored[0]), coverage=(*seen.coverage, stored[1]))

@@ -22,6 +22,8 @@ class Whereabouts(Snapshot):
 
         selection: What they were chosen by; None where they were named.
 
+        unasked: Whether nobody named or chose them: they have been delivered and unacknowledged the longest.
+
         more: Tasks that the selection means beyond those, for there is a limit.
 
         quarantined: Their messages that earlier runs took out of circulation.
@@ -37,6 +39,7 @@ class Whereabouts(Snapshot):
 
     ids: frozenset[str] = frozenset()
     selection: Selection | None = None
+    unasked: bool = False
     more: int = 0
     quarantined: tuple[QuarantinedMessage, ...] = ()
     dead: tuple[DeadLetter, ...] = ()

@@ -226,10 +226,8 @@ def _find_it(of: Trace) -> tuple[str, str]:
         return "It may be in what an interrupted run has set aside: resume that run, and look again.", ""
     if blind:
         return "Give this user the rights that are missing, or raise max_keys, and look again.", ""
-    return (
-        "Look for it in the application's log. It ended and its result is gone, or it was lost; send it again if so.",
-        "",
-    )
+    ended = "It ended, and its result is gone or was never kept"
+    return f"Look for it in the application's log. {ended}; or it was lost: only then send it again.", ""
 
 
 def _move_it(of: Trace) -> tuple[str, str]:

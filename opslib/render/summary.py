@@ -117,6 +117,7 @@ def _next(run: RunRecord, report: str, *, by_make: bool) -> list[str]:
             lines.append(f'Or, looking anew: make runbook name={run.runbook} target={run.target} args="--apply"')
     if words.undoable(run):
         lines.append(f"To put it back: ops undo {run.parameters.get('run') or run.run_id}")
+        lines += filter(None, [words.way_back(run)])
     if report:
         lines.append(f"Report: {report}")
     return lines

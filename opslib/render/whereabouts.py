@@ -81,7 +81,8 @@ def in_words(seen: Whereabouts, findings: Iterable[Finding] = ()) -> str:
     lost = sum(not places for places in seen.places.values())
     wrong = len({f.subject for f in known if f.subject in seen.ids})
     nowhere = f", {lost:,} found nowhere" if lost else ""
-    return f"{len(seen.ids):,} tasks: {len(seen.ids) - wrong:,} as they should be, {wrong:,} not{nowhere}."
+    which = "The tasks unacknowledged the longest" if seen.unasked else f"{len(seen.ids):,} tasks"
+    return f"{which}: {len(seen.ids) - wrong:,} as they should be, {wrong:,} not{nowhere}."
 
 
 def lifecycle(seen: Whereabouts, task_id: str) -> Table:

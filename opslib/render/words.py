@@ -242,13 +242,24 @@ _NOT_UNDONE = {Kind.UNDO, Kind.DROP, Kind.REVOKE, Kind.AWAIT, Kind.SHUTDOWN, Kin
 
 def undoable(record: RunRecord) -> bool:
     """Whether a run made a change that can be put back: a revoke cannot, nor a stop that found no message to keep."""
+    return bool(_to_undo(record))
+
+
+def way_back(record: RunRecord) -> str:
+    """Return what an undo needs besides, as a sentence; empty where it needs nothing."""
+    revoked = _to_undo(record) & {Kind.STOP}
+    return "A node that remembers a stopped task would drop it at once: restart the nodes before." if revoked else ""
+
+
+def _to_undo(record: RunRecord) -> set[object]:
+    """Return the kinds of change that were made and can be put back."""
     kinds_of = {row.get("id"): row.get("kind") for row in actions_of(record)}
-    return any(
-        row.get("status") == Status.APPLIED
-        and kinds_of.get(row.get("action")) not in {None, *_NOT_UNDONE}
-        and "0 copies quarantined" not in str(row.get("steps"))
+    made = {
+        kinds_of.get(row.get("action"))
         for row in record.outcomes
-    )
+        if row.get("status") == Status.APPLIED and "0 copies quarantined" not in str(row.get("steps"))
+    }
+    return made - {None, *_NOT_UNDONE}
 
 
 def headline(record: RunRecord) -> str:

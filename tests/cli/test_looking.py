@@ -185,6 +185,12 @@ class TestFind:
 class TestPlaces:
     """Queues and nodes."""
 
+    def test_a_queue_that_nobody_consumes_is_pointed_out(self, busy: Busy) -> None:
+        """To a person, with the runbook that says why; a program has it in its data."""
+        assert busy
+        assert "Nobody consumes lonely. `ops run queue-backlog`" in call("queues").err
+        assert call("queues", "-o", "json").err == ""
+
     def test_queues(self, busy: Busy) -> None:
         """Depth and consumers of each queue, the deepest first."""
         assert busy

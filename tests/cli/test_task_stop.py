@@ -100,6 +100,7 @@ class TestStop:
         (outcome,) = newest(place).outcomes
         assert (outcome["status"], outcome["reason"]) == ("applied", "Found nowhere, twice.")
         assert f"ops undo {newest(place).run_id}" in done.out
+        assert "A node that remembers a stopped task would drop it at once" in done.out
 
     def test_what_waits_for_its_time_does_not_run(self, system, place):
         """One that is due after the stop, on a node that heard of it; one in an hour, on a node that is killed."""

@@ -526,4 +526,5 @@ def test_without_a_name_the_longest_unacknowledged_are_looked_for(broker, redis)
 
     assert find(broker, oldest=2).places == {ids[1]: ["unacked", "result"], ids[2]: ["unacked"]}
     assert find(broker, ["x"], oldest=2).places == {"x": []}
+    assert (find(broker, oldest=2).unasked, find(broker, ["x"], oldest=2).unasked) == (True, False)
     assert find(broker).places == {}

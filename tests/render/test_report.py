@@ -204,6 +204,7 @@ def test_an_applied_run_says_what_was_done_what_remains_and_what_is_gone():
     assert said(report.select_one("#findings")).count("New since the start.") == 1
     assert uid(1) in said(report.select_one("#gone"))
     assert said(report.select_one(".next code")) == f"ops undo {RUN_ID}"
+    assert "remembers a stopped task" not in said(report.select_one(".next"))
 
 
 @pytest.mark.parametrize("error", [None, {"type": "LockHeld", "message": "Held.", "hint": ""}])

@@ -116,6 +116,15 @@ class TestOrder:
 class TestScope:
     """Queues and tasks by their globs."""
 
+    def test_a_gate_says_how_many_queues_it_does_not_name(self) -> None:
+        """A person at a closed gate must not believe that five queues are all."""
+        names = tuple(f"q{n}" for n in range(7))
+        many = busy(nodes=[node(queues=names)], queues=[queue(name, 1) for name in names])
+
+        gates = [each.subject for each in plan(many, [], mode="complete") if each.kind is Kind.AWAIT]
+
+        assert gates[-1] == f"each of {NODE} consumes q0, q1, q2, q3, q4 and 2 more"
+
     def test_a_glob_of_queues(self) -> None:
         """The others are neither frozen nor cleared, and gates do not ask about them."""
         found = plan(busy(), [], mode="complete", queue="ma*")
