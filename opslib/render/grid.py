@@ -25,8 +25,8 @@ STYLE = (
 )
 
 NARROWEST = 14
-#: What holds a task's id, or a run's of most runbooks, on one line.
-_LONGEST_CODE = 40
+#: What holds a task's id behind a short prefix, or a run's, on one line.
+_LONGEST_CODE = 46
 _GAP = "  "
 
 
