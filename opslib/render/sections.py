@@ -149,7 +149,8 @@ def following(run: RunRecord) -> list[dict[str, str]]:
         return []
     if not run.dry_run:
         of = run.parameters.get("run") or run.run_id
-        text = f"{words.way_back(run)} To put back what was changed:".strip()
+        before = words.way_back(run)
+        text = f"To put back what was changed. {before}" if before else "To put back what was changed:"
         return [_step(text, "ops", "undo", str(of))] if words.undoable(run) else []
     exactly = _step("To make just these changes, within 15 minutes of the plan:", "ops", "apply", run.run_id)
     if run.runbook not in catalog.names():
