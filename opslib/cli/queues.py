@@ -50,6 +50,7 @@ def queues(
     """
     del verbose
     from opslib.collectors.parts import depths
+    from opslib.naming import named
     from opslib.render import tables
 
     rows, coverage = depths(output.open_broker(target, env_file), answer_within=timeout)
@@ -57,8 +58,8 @@ def queues(
     output.emit(rows, form, table=lambda: tables.queues(rows), ids=lambda row: str(row.name))
     alone = [row.name for row in rows if row.depth and not row.consumers]
     if alone and form is options.Format.TABLE and not any(row.silent for row in coverage):
-        names = f"{', '.join(alone[:3])}{f' and {len(alone) - 3:,} more' * (len(alone) > 3)}"
-        output.say(f"Nobody consumes {names}. `ops run queue-backlog` says why queues wait, and what can be done.")
+        hint = "`ops run queue-backlog` says why queues wait, and what can be done."
+        output.say(f"Nobody consumes {named(alone, 3)}. {hint}")
     output.blind(coverage)
 
 

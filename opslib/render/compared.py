@@ -162,13 +162,13 @@ def _partial(run: RunRecord) -> list[str]:
     return [str(row.get("place")) for row in run.coverage if row.get("silent")]
 
 
-def _findings(earlier: RunRecord, later: RunRecord, *, is_partial: bool) -> Iterator[Changed]:
+def _findings(earlier: RunRecord, later: RunRecord, *, is_partial: bool) -> list[Changed]:
     old, new = ({judged.key(row): row for row in words.worst_first(run.remaining)} for run in (earlier, later))
     missed = "not seen" if is_partial else "gone"
     pairs: list[tuple[Row | None, Row | None]] = [(old.get(key), row) for key, row in new.items()]
     pairs += [(row, None) for key, row in old.items() if key not in new]
     told = [_changed(before, after, missed) for before, after in pairs]
-    return iter(sorted(told, key=lambda row: CHANGES.index(row.change)))
+    return sorted(told, key=lambda row: CHANGES.index(row.change))
 
 
 def _changed(before: Row | None, after: Row | None, missed: str) -> Changed:
@@ -176,8 +176,10 @@ def _changed(before: Row | None, after: Row | None, missed: str) -> Changed:
     row = after or before or {}
     if not before or not after:
         change = "new" if after else missed
+    elif severity == was:
+        change = "remains"
     else:
-        change = {-1: "worse", 0: "remains", 1: "better"}[_sign(_rank(severity) - _rank(was))]
+        change = "worse" if _rank(severity) < _rank(was) else "better"
     subject, task, message = (str(row.get(name) or "") for name in ("subject", "task", "message"))
     return Changed(
         change=change,
@@ -192,10 +194,6 @@ def _changed(before: Row | None, after: Row | None, missed: str) -> Changed:
 
 def _rank(severity: str) -> int:
     return list(map(str, ORDER)).index(severity) if severity in ORDER else len(ORDER)
-
-
-def _sign(number: int) -> int:
-    return (number > 0) - (number < 0)
 
 
 def _figures(earlier: RunRecord, later: RunRecord) -> Iterator[Figure]:

@@ -114,6 +114,8 @@ class TestRefused:
 
         assert (told.code, told.out) == (Exit.USAGE, "")
         assert "only two of one runbook on one target compare" in told.err
+        elsewhere = kept(root, "20260103", target="other")
+        assert "stuck-tasks on demo and stuck-tasks on other" in call("reports", "diff", one, elsewhere).err
 
     def test_itself_a_failed_run_and_none_before(self, root: Path) -> None:
         """Nothing follows from any of them."""

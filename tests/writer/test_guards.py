@@ -39,14 +39,15 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from redis.exceptions import ConnectionError as Lost
 from redis.exceptions import ResponseError
 
 from opslib import broker as brokers
+from opslib import pidbox, records, writer
 from opslib import plan as plans
-from opslib import records, writer
 from opslib.errors import NotFound, Refused
 from opslib.plan import Action, Copy, Kind
 from opslib.writer import apply, audit, lists, lock, points, putback, scripts, vault
@@ -517,6 +518,19 @@ def test_a_lost_answer_is_not_sent_again(broker, redis, server, guarded):
 
     assert road.lost == 1
     assert redis.llen(QUEUE) == (1 if guarded else 2)
+
+
+def test_every_node_that_remembers_a_revoke_is_named(monkeypatch):
+    """Whoever restarts one of two would find the task dropped by the other."""
+    replies = {"revoked": {"b@x": b'["t1", "t2"]', "a@x": b'["t1"]', "c@x": b"[]"}}
+    answers = pidbox.Answers(receivers=3, replies=replies, late=False)
+    monkeypatch.setattr(pidbox, "ask", lambda *_, **__: answers)
+    noted = SimpleNamespace(of=lambda *_: [SimpleNamespace(items=[{"s": each} for each in ("t1", "t2", "t3")])])
+
+    assert putback._remembered(None, noted) == {
+        "t1": "each of a@x, b@x remembers the revoke",
+        "t2": "b@x remembers the revoke",
+    }
 
 
 @both
